@@ -1,0 +1,301 @@
+"""Contrastive losses: is the positive more similar to its anchor than every other candidate?
+
+All of them ask one question of a row of scores. With s_p the positive's score, s_i those of the other
+candidates, w_i >= 0 their weights and t the temperature, the loss of the row is
+
+    L = log(1 + sum_i w_i exp((s_i - s_p) / t)),
+
+which is -log softmax of the positive among its candidates. `contrastive_loss` is that formula;
+`info_nce` takes embeddings, makes the rows out of a batch, and asks *rules* for the weights.
+
+>>> import torch
+>>> contrastive_loss(torch.tensor([0.9]), torch.tensor([[0.1, 0.5]]), temperature=0.1)
+tensor(0.0185)
+
+Without a candidate there is nothing to lose against. A row in which every weight is 0 has loss 0 and
+gradient 0:
+
+>>> contrastive_loss(torch.tensor([0.9]), torch.tensor([[0.1, 0.5]]), temperature=0.1,
+...                  weights=torch.zeros(1, 2))
+tensor(0.)
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mathlib._checks import (
+    check_alike,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_size,
+    check_tensor,
+)
+from mathlib.similarity import products, unit, wide
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0."""
+
+
+def contrastive_loss(
+    positive_scores: Float[Tensor, "B"],
+    negative_scores: Float[Tensor, "B N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    weights: Float[Tensor, "B N"] | None = None,
+    reduction: str = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""InfoNCE on scores: -log of the positive's softmax probability among its candidates.
+
+    .. math:: L = -\log\frac{e^{s_p/\tau}}{e^{s_p/\tau} + \sum_{i=1}^N w_i\, e^{s_i/\tau}}
+
+    Computed in log space, for half-precision inputs in float32. Weight 0 deletes a candidate, as does
+    the score -inf; weight 3 equals three copies. With no candidate left, loss and gradient are 0.
+
+    Args:
+        positive_scores: s_p, any scale.
+        negative_scores: s_i; a row may be empty (N = 0).
+        temperature: tau > 0, a number or a 0-d tensor that may require grad.
+        weights: w_i >= 0, by default 1; constants, no gradient flows to them. Their sign is not
+            checked: a negative one gives NaN.
+        reduction: "mean" over the rows, "sum", or "none" for the loss of each row.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or temperature is no number.
+        ValueError: if a shape, a device, the temperature or the reduction is not as above.
+
+    Source:
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4.
+
+    Example:
+        >>> contrastive_loss(torch.tensor([1.0]), torch.tensor([[1.0, 1.0]]), temperature=0.05)
+        tensor(1.0986)
+
+    Chapter: 01_infonce (eq. info-nce)
+    """
+    check_tensor("positive_scores", positive_scores, "B")
+    check_tensor("negative_scores", negative_scores, "B N")
+    check_alike("negative_scores", negative_scores, "positive_scores", positive_scores)
+    check_size("negative_scores", negative_scores, 0, len(positive_scores), "rows")
+    if weights is not None:
+        check_tensor("weights", weights, "B N")
+        if weights.shape != negative_scores.shape:
+            raise ValueError(
+                f"weights must have the shape of negative_scores, {list(negative_scores.shape)}, "
+                f"was {list(weights.shape)}"
+            )
+        if weights.device != negative_scores.device:
+            raise ValueError(
+                f"weights must be on the device of negative_scores, {negative_scores.device}, "
+                f"was {weights.device}"
+            )
+    check_temperature(temperature, positive_scores)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_rows("positive_scores", positive_scores)
+    return reduced(row_losses(wide(positive_scores), wide(negative_scores), weights, temperature), reduction)
+
+
+def row_losses(
+    positive_scores: Tensor, negative_scores: Tensor, weights: Tensor | None, temperature: float | Tensor
+) -> Tensor:
+    """log(1 + sum_i w_i exp((s_i - s_p) / t)) for each row: [B], [B, N] -> [B]."""
+    # the difference first: at temperature 1e-3 the quotients have lost the digits that matter
+    gone = negative_scores == -torch.inf
+    margins = (negative_scores.masked_fill(gone, 0.0) - positive_scores[:, None]) / temperature
+    # -inf only now: divided by a temperature that learns, it would give that one the gradient 0 * inf
+    margins = margins.masked_fill(gone, -torch.inf)
+    if weights is not None:
+        margins = margins + weights.detach().to(margins.dtype).log()
+    dead = margins.isneginf().all(dim=1)
+    # autograd of logsumexp gives NaN where a whole row is -inf
+    others = margins.masked_fill(dead[:, None], 0.0).logsumexp(dim=1).masked_fill(dead, -torch.inf)
+    return torch.logaddexp(others, torch.zeros_like(others))
+
+
+def info_nce(
+    anchor: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    negatives: Float[Tensor, "N D"] | Float[Tensor, "B N D"] | None = None,
+    *,
+    temperature: float | Float[Tensor, ""] = 0.05,
+    in_batch: bool = True,
+    weigh: Rule | Sequence[Rule] | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    block_size: int | None = None,
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""InfoNCE of a batch of embeddings: each anchor must find its positive among the candidates.
+
+    .. math::
+        L_b = -\log\frac{e^{\cos(a_b, p_b)/\tau}}
+            {e^{\cos(a_b, p_b)/\tau} + \sum_{n \in \mathcal{N}_b} w_{bn}\, e^{\cos(a_b, n)/\tau}}
+
+    With ``in_batch`` the candidates of an anchor are all other positives and all explicit negatives,
+    those given for other anchors too; without it, its own explicit negatives alone.
+
+    Args:
+        anchor: a, any scale (embeddings are scaled to unit length).
+        positive: p, row b belongs to anchor b.
+        negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
+        temperature: tau > 0, a number or a 0-d tensor that may require grad.
+        in_batch: whether the rest of the batch counts as negatives.
+        weigh: a rule, or several whose weights multiply. A rule is a function
+            (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0, called
+            without gradient; where the block of scores holds the positive itself, it reads -inf.
+        symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
+        reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
+        block_size: rows whose scores are alive at once; fewer need less memory, and more time
+            because the backward pass computes them again. Loss and gradients stay the same.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. An anchor
+        with no candidate left has loss 0 and gradient 0.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
+        ValueError: if a shape, a device or an option is not as above, or if there are no negatives
+            at all, or a rule's weights have another shape than the scores.
+
+    Source:
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
+        (2017), "On sampling strategies for neural network-based collaborative filtering", KDD.
+
+    Example:
+        >>> anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> info_nce(anchor, positive, temperature=1.0, reduction="none")
+        tensor([0.5574, 0.4008])
+        >>> def keep_easy(positive_scores, candidate_scores):
+        ...     return (candidate_scores < 0.5).float()
+        >>> info_nce(anchor, positive, temperature=1.0, weigh=keep_easy, reduction="none")
+        tensor([0.0000, 0.4008])
+
+    Chapter: 01_infonce (eq. info-nce-batch)
+    """
+    check_tensor("anchor", anchor, "B D")
+    check_rows("anchor", anchor)
+    check_tensor("positive", positive, "B D")
+    check_alike("positive", positive, "anchor", anchor)
+    check_size("positive", positive, 0, anchor.shape[0], "rows")
+    check_size("positive", positive, 1, anchor.shape[1], "features")
+    check_flag("in_batch", in_batch)
+    check_flag("symmetric", symmetric)
+    if negatives is not None:
+        check_tensor("negatives", negatives, "N D", "B N D")
+        check_alike("negatives", negatives, "anchor", anchor)
+        check_size("negatives", negatives, -1, anchor.shape[1], "features")
+        if negatives.ndim == 3:
+            check_size("negatives", negatives, 0, anchor.shape[0], "anchors")
+    if not in_batch and (negatives is None or negatives.shape[-2] == 0):
+        raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
+    if symmetric and not in_batch:
+        raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
+    check_temperature(temperature, anchor)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if block_size is not None:
+        check_count("block_size", block_size)
+    rules = [] if weigh is None else [weigh] if callable(weigh) else list(weigh)
+    for i, rule in enumerate(rules):
+        if not callable(rule):
+            raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
+
+    a, p = unit(anchor), unit(positive)
+    pool, own = None, None
+    if negatives is not None and negatives.ndim == 3 and not in_batch:
+        own = unit(negatives)
+    elif negatives is not None:
+        pool = unit(negatives).flatten(0, -2)
+    if in_batch:
+        pool = p if pool is None else torch.cat([p, pool])
+    losses = directed(a, p, pool, own, in_batch, rules, temperature, block_size)
+    if symmetric:
+        losses = (losses + directed(p, a, a, None, True, rules, temperature, block_size)) / 2
+    return reduced(losses, reduction)
+
+
+def directed(
+    anchor: Tensor,
+    positive: Tensor,
+    pool: Tensor | None,
+    own: Tensor | None,
+    in_batch: bool,
+    rules: list[Rule],
+    temperature: float | Tensor,
+    block_size: int | None,
+) -> Tensor:
+    """The loss of each anchor against a shared pool [C, D] or its own negatives [B, N, D].
+
+    Embeddings have unit length. With in_batch, row b of the pool is anchor b's own positive.
+    """
+
+    def rows(first: int, last: int) -> Tensor:
+        a = anchor[first:last]
+        scores = products(a, pool) if own is None else products(a[:, None], own[first:last])[:, 0]
+        is_positive = torch.zeros_like(scores, dtype=torch.bool)
+        if in_batch:
+            # read off the product, so that a copy of the positive among the candidates ties with it
+            positive_scores = scores.diagonal(first)
+            is_positive.diagonal(first).fill_(True)
+            scores = scores.masked_fill(is_positive, -torch.inf)
+        else:
+            positive_scores = (a * positive[first:last]).sum(dim=1)
+        weights = weighted(positive_scores, scores, is_positive, rules)
+        return row_losses(positive_scores, scores, weights, temperature)
+
+    size = len(anchor)
+    if block_size is None or block_size >= size:
+        return rows(0, size)
+    # without checkpoint, every block's scores would wait for the backward pass: all of B x C after all
+    blocks = [
+        checkpoint(rows, first, min(first + block_size, size), use_reentrant=False)
+        for first in range(0, size, block_size)
+    ]
+    return torch.cat(blocks)
+
+
+def weighted(
+    positive_scores: Tensor, candidate_scores: Tensor, is_positive: Tensor, rules: list[Rule]
+) -> Tensor | None:
+    """The product of the rules' weights; 1 where the candidate is the row's own positive."""
+    if not rules:
+        return None
+    with torch.no_grad():
+        weights = torch.ones_like(candidate_scores)
+        for rule in rules:
+            given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
+            if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:
+                was = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+                raise ValueError(
+                    f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}"
+                )
+            weights = weights * given
+        return weights.masked_fill(is_positive, 1.0)
+
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """The mean or the sum of the rows' losses, or the losses themselves."""
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def check_rows(name: str, value: Tensor) -> None:
+    """Raise unless there is a row: the mean of no losses is not a number."""
+    if len(value) == 0:
+        raise ValueError(f"{name} must have at least one row, was {list(value.shape)}")
+
+
+def check_temperature(temperature: object, other: Tensor) -> None:
+    """Raise unless temperature is a number > 0 or a 0-d floating-point tensor on other's device."""
+    if not isinstance(temperature, Tensor):
+        return check_number("temperature", temperature, above=0)
+    check_tensor("temperature", temperature)
+    if temperature.ndim:
+        raise ValueError(f"temperature must be a number or a 0-d tensor, was {list(temperature.shape)}")
+    if temperature.device != other.device:
+        raise ValueError(f"temperature must be on the device of the scores, {other.device}, was {temperature.device}")

@@ -1,0 +1,128 @@
+"""Similarity: how alike are two vectors?
+
+Everything later in the package starts from one number per pair of vectors.
+
+>>> import torch
+>>> cosine_similarity(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]))
+tensor(0.9746)
+
+For every pair of two sets at once:
+
+>>> similarity_matrix(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+tensor([[1.0000, 0.7071],
+        [0.0000, 0.7071]])
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mathlib._checks import check_alike, check_choice, check_size, check_tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype that sums are taken in: float32 for half precision, else its own."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| along the last axis, in at least float32; 0 with gradient 0 where |x| is below eps.
+
+    The gradient of x / |x| grows like 1 / |x|. eps is the length at which that factor still fits
+    into the input's own dtype: 1e-4 for float16, whose largest number is 65504, else 1e-12.
+    """
+    eps = 1e-4 if x.dtype == torch.float16 else 1e-12
+    x = wide(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.where(length < eps, 0.0, x / length.clamp_min(eps))
+
+
+def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:
+    r"""Cosine of the angle between a and b along the last axis, broadcasting over the others.
+
+    .. math:: \cos(a, b) = \frac{a \cdot b}{|a|\,|b|}
+
+    Half-precision inputs are computed in float32 and rounded once, at the end. A zero vector (shorter
+    than 1e-12, or 1e-4 in float16) has similarity 0 to everything, and gradient 0.
+
+    Args:
+        a: vectors, any scale.
+        b: vectors, any scale; same dtype and device as a.
+
+    Returns:
+        Values in [-1, 1], up to rounding, in the dtype of the inputs.
+
+    Raises:
+        TypeError: if a or b is no floating-point tensor, or their dtypes differ.
+        ValueError: if their last axes or devices differ, or the others do not broadcast.
+
+    Source:
+        Manning, Raghavan and Schütze (2008), Introduction to Information Retrieval, eq. 6.10.
+
+    Example:
+        >>> cosine_similarity(torch.tensor([3.0, 4.0]), torch.tensor([[4.0, 3.0], [0.0, 0.0]]))
+        tensor([0.9600, 0.0000])
+
+    Chapter: 00_cosine_similarity (eq. cosine)
+    """
+    check_tensor("a", a)
+    check_tensor("b", b)
+    check_alike("b", b, "a", a)
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim == 0:
+            raise ValueError(f"{name} must have at least one axis, was a scalar tensor")
+    check_size("b", b, -1, a.shape[-1], "features")
+    try:
+        torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError:
+        raise ValueError(f"b must broadcast with a, {list(a.shape)}, was {list(b.shape)}") from None
+    return (unit(a) * unit(b)).sum(-1).to(a.dtype)
+
+
+def similarity_matrix(
+    a: Float[Tensor, "m D"], b: Float[Tensor, "n D"], *, metric: str = "cosine"
+) -> Float[Tensor, "m n"]:
+    r"""Similarity of every row of a to every row of b: one matrix product.
+
+    .. math:: S_{ij} = \cos(a_i, b_j) \quad\text{or}\quad S_{ij} = a_i \cdot b_j
+
+    Half-precision inputs are multiplied in float32 and rounded once, at the end, under autocast too.
+
+    Args:
+        a: m vectors.
+        b: n vectors; same dtype and device as a.
+        metric: "cosine", or "dot" for the plain inner product.
+
+    Returns:
+        The m x n similarities in the dtype of the inputs. Zero vectors have cosine 0 and gradient 0.
+
+    Raises:
+        TypeError: if a or b is no floating-point tensor, or their dtypes differ.
+        ValueError: if a shape, the device or the metric is not as above.
+
+    Source:
+        Manning, Raghavan and Schütze (2008), Introduction to Information Retrieval, section 6.3.
+
+    Example:
+        >>> similarity_matrix(torch.tensor([[1.0, 2.0]]), torch.eye(2), metric="dot")
+        tensor([[1., 2.]])
+
+    Chapter: 00_cosine_similarity (eq. similarity-matrix)
+    """
+    check_tensor("a", a, "m D")
+    check_tensor("b", b, "n D")
+    check_alike("b", b, "a", a)
+    check_size("b", b, 1, a.shape[1], "features")
+    check_choice("metric", metric, ("cosine", "dot"))
+    prepare = unit if metric == "cosine" else wide
+    return products(prepare(a), prepare(b)).to(a.dtype)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T in the dtype of its inputs, whatever autocast would make of it.
+
+    Scores are divided by temperatures down to 1e-3: a bfloat16 product, good to 2 decimals, would
+    leave nothing of their differences.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.mT
