@@ -201,7 +201,7 @@ def info_nce(
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if block_size is not None:
         check_count("block_size", block_size)
-    rules = [] if weigh is None else [weigh] if callable(weigh) else list(weigh)
+    rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
     for i, rule in enumerate(rules):
         if not callable(rule):
             raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
@@ -240,7 +240,7 @@ def directed(
         scores = products(a, pool) if own is None else products(a[:, None], own[first:last])[:, 0]
         is_positive = torch.zeros_like(scores, dtype=torch.bool)
         if in_batch:
-            # read off the product, so that a copy of the positive among the candidates ties with it
+            # read off the product: computed apart, it would not tie with its copies among the candidates
             positive_scores = scores.diagonal(first)
             is_positive.diagonal(first).fill_(True)
             scores = scores.masked_fill(is_positive, -torch.inf)

@@ -14,7 +14,7 @@ tensor(0.)
 tensor(0.5000)
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from numbers import Integral
 
 import torch
@@ -247,21 +247,26 @@ def ndcg_at_k(ranked: Int[Tensor, "Q n"], relevant: Relevant, *, k: int) -> Floa
 
 def judged(ranked: Tensor, relevant: Relevant) -> tuple[Tensor, Tensor]:
     """Whether each result is relevant, [Q, n], and how many documents are, [Q]."""
-    if not isinstance(ranked, Tensor) or ranked.is_floating_point() or ranked.dtype == torch.bool:
+    if not isinstance(ranked, Tensor) or not holds_integers(ranked):
         was = ranked.dtype if isinstance(ranked, Tensor) else type(ranked).__name__
         raise TypeError(f"ranked must be a tensor of integers, was {was}")
     if ranked.ndim != 2 or 0 in ranked.shape:
         raise ValueError(f"ranked must have shape [Q, n], neither 0, was {list(ranked.shape)}")
     if isinstance(relevant, Tensor):
-        if relevant.is_floating_point() or relevant.dtype == torch.bool:
+        if not holds_integers(relevant):
             raise TypeError(f"relevant must hold integers, was {relevant.dtype}")
         if relevant.shape != ranked.shape[:1]:
             raise ValueError(f"relevant must have shape [{len(ranked)}], was {list(relevant.shape)}")
         if relevant.device != ranked.device:
             raise ValueError(f"relevant must be on the device of ranked, {ranked.device}, was {relevant.device}")
         return ranked == relevant[:, None], torch.ones_like(relevant)
+    if not isinstance(relevant, Sized):
+        raise TypeError(f"relevant must be a tensor or a sequence of collections, was {type(relevant).__name__}")
     if len(relevant) != len(ranked):
         raise ValueError(f"relevant must have one collection for each of {len(ranked)} queries, was {len(relevant)}")
+    for q, documents in enumerate(relevant):
+        if not isinstance(documents, Collection):
+            raise TypeError(f"relevant must hold a collection for every query, item {q} was {type(documents).__name__}")
     sets = [set(documents) for documents in relevant]
     for q, documents in enumerate(sets):
         if not documents:
@@ -275,3 +280,8 @@ def judged(ranked: Tensor, relevant: Relevant) -> tuple[Tensor, Tensor]:
     wanted = torch.tensor(padded, device=ranked.device)
     counts = torch.tensor([len(documents) for documents in sets], device=ranked.device)
     return (ranked[:, :, None] == wanted[:, None, :]).any(dim=2), counts
+
+
+def holds_integers(x: Tensor) -> bool:
+    """Whether its dtype is one of the integer dtypes."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)

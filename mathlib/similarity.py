@@ -33,8 +33,11 @@ def unit(x: Tensor) -> Tensor:
     """
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
     x = wide(x)
+    # squares overflow long before lengths do; the direction, and its gradient, do not depend on a scale
+    scale = x.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
+    x = x / scale
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(length < eps, 0.0, x / length.clamp_min(eps))
+    return torch.where(length * scale < eps, 0.0, x / length.clamp_min(eps))
 
 
 def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:

@@ -1,0 +1,141 @@
+"""Claims, measured: a chapter states a claim and its measurements, the verdict is computed here.
+
+A claim has one or several cases (conditions under which it was tried). Each case is a list of effects,
+one per seed, signed so that positive means "as claimed". A case holds when the 95 % interval of its
+mean (Student's t) lies above 0; where the interval lies below 0 the opposite was seen, where it has 0
+inside nothing was shown. The claim then holds, holds when ..., or does not hold.
+
+>>> measured("claim-demo", "Warm water rises", experiment="a glass, 5 tries",
+...          effects={"heated": [1.0, 1.2, 0.9, 1.1, 1.0], "cooled": [-1.0, -0.9, -1.1, -1.0, -1.2]})
+Claim: Warm water rises
+  heated: +1.040 ± 0.114 over 5 seeds, as claimed
+  cooled: -1.040 ± 0.114 over 5 seeds, the opposite
+Verdict: holds when heated
+"""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+MIME = "application/vnd.mathlib.claim+json"
+AS_CLAIMED, OPPOSITE, NOT_SHOWN = "as claimed", "the opposite", "not shown"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its verdict, as a display object: text, a table for the page, JSON for `table`."""
+
+    label: str
+    statement: str
+    experiment: str
+    cases: tuple[tuple[str, str, str], ...]
+    reason: str
+
+    @property
+    def verdict(self) -> str:
+        """Holds, holds when (the cases that did), or does not hold."""
+        kept = [condition for condition, _, outcome in self.cases if outcome == AS_CLAIMED]
+        if len(kept) == len(self.cases):
+            return "holds"
+        return f"holds when {'; '.join(kept)}" if kept else "does not hold"
+
+    def __repr__(self) -> str:
+        lines = [f"Claim: {self.statement}"]
+        lines += [f"  {condition}: {effect}, {outcome}" for condition, effect, outcome in self.cases]
+        return "\n".join([*lines, f"Verdict: {self.verdict}"])
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in case)}</tr>" for case in self.cases
+        )
+        page = (
+            f'<div class="claim"><p><strong>Claim.</strong> {html.escape(self.statement)}.<br>'
+            f"<strong>Verdict: {html.escape(self.verdict)}.</strong> {html.escape(self.reason)}</p>"
+            f"<table><thead><tr><th>Case</th><th>Effect</th><th>Outcome</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+        return {"text/html": page, "text/plain": repr(self), MIME: {**asdict(self), "verdict": self.verdict}}
+
+
+def measured(
+    label: str,
+    statement: str,
+    *,
+    experiment: str,
+    effects: Mapping[str, Sequence[float]],
+    unit: str = "",
+    reason: str = "",
+    bound: bool = False,
+) -> Claim:
+    """A claim about a random outcome. `effects` maps each case to one signed effect per seed.
+
+    `label` is the chapter's own target for the claim, such as "claim-temperature". With `bound` the
+    claim is that no seed ever crosses a limit, and the effect is the distance that was left.
+    """
+    if not effects:
+        raise ValueError("effects must have at least one case, was empty")
+    cases = []
+    for condition, values in effects.items():
+        x = np.asarray(values, dtype=float)
+        if x.ndim != 1 or len(x) < 5:
+            raise ValueError(f"effects must have one number for each of at least 5 seeds, {condition!r} had {x.shape}")
+        mean, deviation = x.mean(), x.std(ddof=1)
+        half = student.ppf(0.975, len(x) - 1) * deviation / len(x) ** 0.5
+        if bound:
+            outcome = AS_CLAIMED if (x >= 0).all() else OPPOSITE
+        else:
+            outcome = AS_CLAIMED if mean - half > 0 else OPPOSITE if mean + half < 0 else NOT_SHOWN
+        effect = f"{mean:+.3f} ± {deviation:.3f}{unit and ' ' + unit} over {len(x)} seeds"
+        cases.append((condition, effect, outcome))
+    return Claim(label, statement, experiment, tuple(cases), reason)
+
+
+def computed(
+    label: str, statement: str, *, experiment: str, said: str, found: str, reason: str = ""
+) -> Claim:
+    """A claim about a number or a formula: what the notes say, and what the computation gave."""
+    outcome = AS_CLAIMED if said == found else OPPOSITE
+    return Claim(label, statement, experiment, ((f"the notes say {said}", f"computed {found}", outcome),), reason)
+
+
+def claims(notebook: Path) -> list[dict]:
+    """The claims stored in the outputs of an executed notebook, in order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
+
+
+def table(chapters: Path) -> str:
+    """The text of evidence.md: every claim that the executed chapters measured."""
+    rows, verdicts = [], []
+    for notebook in sorted(chapters.glob("*.ipynb")):
+        for claim in claims(notebook):
+            link = f"{{ref}}`{claim['statement']} <{claim['label']}>`"
+            effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
+            cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            verdicts.append(claim["verdict"])
+    hold, fail = verdicts.count("holds"), verdicts.count("does not hold")
+    summary = (
+        f"{len(verdicts)} statements have been tested: {hold} hold, {len(verdicts) - hold - fail} hold under "
+        f"a condition, {fail} do not hold."
+    )
+    return "\n".join([HEAD, summary, "", *COLUMNS, *rows, ""])
+
+
+HEAD = """# Evidence
+
+Each row is a statement, of the notes or about their subject, with the experiment that tested it and what
+came out. The page is generated from the outputs stored in the chapters; nothing on it is typed by hand.
+
+An effect is signed so that positive means "as claimed", and paired by seed where two settings are
+compared; ± is the standard deviation over seeds. A case counts when the 95 % interval of its mean
+(Student's t) lies above 0; for a bound, when no seed crosses it. The interval speaks of the seeds, not
+of other data: a claim may come out otherwise on yours.
+"""
+COLUMNS = ("| Statement | Verdict | Effect | Experiment |", "|---|---|---|---|")

@@ -1,0 +1,86 @@
+"""The book's Sphinx extension: the repository's address, links from functions to their chapters,
+and warnings for notebooks that were not run through.
+
+Nothing here is imported by mathlib or by a chapter.
+"""
+
+import json
+import os
+import re
+
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+CHAPTER_LINE = re.compile(r"\s*Chapter: (?P<stem>\w+)(?: \(eq\. (?P<label>[\w-]+)\))?\s*")
+
+
+def repository() -> tuple[str, str] | None:
+    """The repository's and the published book's address, as a GitHub Actions run tells them."""
+    server, name = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    if not server or not name:
+        return None
+    owner, _, project = name.partition("/")
+    site = f"https://{owner.lower()}.github.io/"
+    if project.lower() != f"{owner.lower()}.github.io":
+        site += f"{project}/"
+    return f"{server}/{name}", site
+
+
+def set_addresses(app, config) -> None:
+    found = repository()
+    if not found:
+        return
+    url, site = found
+    config.html_theme_options |= {
+        "repository_url": url,
+        "repository_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+        "use_repository_button": True,
+        "use_issues_button": True,
+    }
+    config.html_baseurl = site
+    config.ogp_site_url = site
+    config.ogp_social_cards = {"enable": False}
+
+
+def link_chapter(app, what, name, obj, options, lines) -> None:
+    """Turn a docstring's line "Chapter: 01_infonce (eq. info-nce)" into links."""
+    for index, line in enumerate(lines):
+        match = CHAPTER_LINE.fullmatch(line)
+        if not match:
+            continue
+        stem, label = match["stem"], match["label"]
+        docname = next((doc for doc in app.env.found_docs if doc.rpartition("/")[2] == stem), None)
+        if docname:
+            text = f"*Chapter:* :doc:`/{docname}`" + (f", equation :eq:`{label}`" if label else "")
+        else:
+            text = f"*Chapter:* {stem}"
+        lines[index : index + 1] = ["", text, ""]
+        return
+
+
+def warn_of_bad_cells(app, docname, source) -> None:
+    """The build does not run the chapters, so a cell that failed, or was never run, is looked for here."""
+    path = app.env.doc2path(docname)
+    if not str(path).endswith(".ipynb"):
+        return
+    code = [cell for cell in json.loads(source[0])["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        where = f"{path}: code cell {number}"
+        if cell["execution_count"] is None:
+            logger.warning("%s was not run", where)
+        for output in cell["outputs"]:
+            expected = "raises-exception" in cell["metadata"].get("tags", [])
+            if output["output_type"] == "error" and not expected:
+                logger.warning("%s stores an error: %s: %s", where, output["ename"], output["evalue"])
+
+
+def setup(app) -> dict:
+    if repository():
+        # Its tags need an absolute address; without one they would lead nowhere.
+        app.setup_extension("sphinxext.opengraph")
+    app.connect("config-inited", set_addresses)
+    # Before napoleon, which would read on into the line as part of a section.
+    app.connect("autodoc-process-docstring", link_chapter, priority=400)
+    app.connect("source-read", warn_of_bad_cells)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

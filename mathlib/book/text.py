@@ -1,0 +1,78 @@
+"""A small text encoder: a weighted sum of word vectors, scaled to unit length.
+
+>>> vocabulary = Vocabulary(["sort a graph", "sort an array", "plot a graph"], least=2)
+>>> list(vocabulary.index)
+['a', 'graph', 'sort']
+>>> TextEncoder(vocabulary, dimensions=4)(vocabulary.bags(["a graph", "unknown words"])).shape
+torch.Size([2, 4])
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mathlib.book.data import words
+
+
+class Bags(NamedTuple):
+    """Texts as bags of words: word numbers and their weights, both [texts, longest], 0 where none."""
+
+    ids: Tensor
+    weights: Tensor
+
+    def rows(self, index: Tensor | Sequence[int]) -> "Bags":
+        """The bags of some of the texts."""
+        return Bags(self.ids[index], self.weights[index])
+
+
+class Vocabulary:
+    """The words of at least `least` of the texts, numbered from 1 in alphabetical order.
+
+    A word's weight in a text is (1 + ln count) * ln(number of texts / texts that have it): TF-IDF.
+    """
+
+    def __init__(self, texts: Sequence[str], *, least: int = 3) -> None:
+        counts = Counter(word for text in texts for word in set(words(text)))
+        kept = sorted(word for word, count in counts.items() if count >= least)
+        self.index = {word: number for number, word in enumerate(kept, start=1)}
+        self.rarity = {word: math.log(len(texts) / counts[word]) for word in kept}
+
+    def bags(self, texts: Sequence[str], *, longest: int = 128) -> Bags:
+        """Each text's first `longest` different words that the vocabulary knows."""
+        ids, weights = [], []
+        for text in texts:
+            counts = Counter(word for word in words(text) if word in self.index)
+            kept = list(counts.items())[:longest]
+            rest = longest - len(kept)
+            ids.append([self.index[word] for word, _ in kept] + [0] * rest)
+            weights.append([(1 + math.log(count)) * self.rarity[word] for word, count in kept] + [0.0] * rest)
+        return Bags(torch.tensor(ids), torch.tensor(weights, dtype=torch.float64))
+
+
+class TextEncoder(nn.Module):
+    """Bags -> embeddings [texts, dimensions], by default of unit length; no known words give 0.
+
+    The word vectors start at random, drawn from `seed`. Already then similar texts are similar: random
+    projections keep angles, and the angles are those of the TF-IDF vectors. float64, because the
+    chapters print what training gives, and it must be the same number on every processor.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, *, dimensions: int = 64, seed: int = 0, normalise: bool = True
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(len(vocabulary.index) + 1, dimensions, generator=generator, dtype=torch.float64)
+        start[0] = 0.0
+        self.normalise = normalise
+        self.vectors = nn.Embedding.from_pretrained(start, freeze=False, padding_idx=0)
+
+    def forward(self, bags: Bags) -> Tensor:
+        sums = nn.functional.embedding_bag(
+            bags.ids, self.vectors.weight, mode="sum", per_sample_weights=bags.weights, padding_idx=0
+        )
+        return nn.functional.normalize(sums, dim=-1) if self.normalise else sums

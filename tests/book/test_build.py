@@ -1,0 +1,41 @@
+"""The book, built once into a folder of its own, as a reader gets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mathlib.book.__main__ import check, pages, scan
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """Not _build: two processes that write there at once would spoil it."""
+    output = tmp_path_factory.mktemp("book")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+    command = [sys.executable, "-m", "mathlib.book", "build", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-8000:]
+    assert "Open file:" in run.stdout
+    return output
+
+
+@pytest.mark.parametrize("page", pages(ROOT))
+def test_each_page_has_a_title_and_text(output, page):
+    found = scan((output / "html" / f"{page}.html").read_text(encoding="utf-8"))
+    assert found["title"] and found["text"]
+
+
+def test_nothing_is_missing_dead_or_loaded_from_outside(output):
+    assert check(ROOT, output) == []
+
+
+def test_no_page_tells_of_a_repository_when_none_is_known(output):
+    for path in output.glob("html/**/*.html"):
+        text = path.read_text(encoding="utf-8")
+        for mark in ("og:url", 'rel="canonical"', "source-repository-button", "source-issues-button"):
+            assert mark not in text, f"{path.name} has {mark}"

@@ -1,0 +1,194 @@
+"""What python -m mathlib.book does with a book that is broken, on books of one page."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nbformat import v4
+
+from mathlib.book.__main__ import check, execute, execute_notebook
+
+ROOT = Path(__file__).parents[2]
+GITHUB = {
+    "GITHUB_SERVER_URL": "https://github.com",
+    "GITHUB_REPOSITORY": "someone/some-book",
+    "GITHUB_REF_NAME": "trunk",
+}
+
+
+def run(root, *arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+    return subprocess.run(
+        [sys.executable, "-m", "mathlib.book", *arguments],
+        cwd=root,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def book(tmp_path):
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copytree(ROOT / "_static", tmp_path / "_static")
+    tmp_path.joinpath("_toc.yml").write_text("format: jb-book\nroot: chapters/page\n")
+    chapters = tmp_path / "chapters"
+    chapters.mkdir()
+    chapters.joinpath("references.bib").write_text("@misc{known, title={A}, author={B, C}, year={2000}}")
+    chapters.joinpath("page.md").write_text("# Page\n\nText.\n")
+    return tmp_path
+
+
+def failed_notebook():
+    error = v4.new_output("error", ename="ValueError", evalue="k must be at least 1, was 0", traceback=[])
+    return v4.writes(v4.new_notebook(cells=[v4.new_code_cell("f()", execution_count=1, outputs=[error])]))
+
+
+# Building
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("# Page\n\nSee [there](nowhere.md) and {eq}`nothing`.\n", ["page.md:3", "nowhere.md", "nothing"]),
+        ("# Page\n\n{cite:t}`nobody`\n\n```{bibliography}\n```\n", ["page.md:3", "nobody"]),
+        (None, ["page.ipynb: code cell 1", "k must be at least 1, was 0"]),
+    ],
+    ids=["cross-reference", "citation", "failed notebook"],
+)
+def test_a_broken_page_fails_the_build_each_time_and_is_named(book, text, named):
+    page = book / "chapters" / "page.md"
+    page.write_text(text or "")
+    if text is None:
+        page.unlink()
+        page.with_suffix(".ipynb").write_text(failed_notebook())
+    for _ in range(2):
+        result = run(book, "build")
+        assert result.returncode != 0
+        for name in named:
+            assert name in result.stdout + result.stderr
+
+
+def test_a_known_repository_is_linked_and_a_mended_book_builds(book):
+    page = book / "chapters" / "page.md"
+    page.write_text("# Page\n\n[there](nowhere.md)\n")
+    assert run(book, "build", **GITHUB).returncode != 0
+    page.write_text("# Page\n\nText.\n")
+    result = run(book, "build", **GITHUB)
+    assert result.returncode == 0, result.stderr
+    html = book.joinpath("_build/html/chapters/page.html").read_text(encoding="utf-8")
+    for address in (
+        'href="https://github.com/someone/some-book"',
+        "https://github.com/someone/some-book/issues/new",
+        'content="https://someone.github.io/some-book/chapters/page.html"',
+    ):
+        assert address in html
+
+
+def test_it_says_in_which_folder_to_run_it(tmp_path):
+    result = run(tmp_path, "build")
+    assert result.returncode != 0
+    assert f"_toc.yml must be in the current folder, was not in {tmp_path}" in result.stderr
+
+
+# Checking
+
+
+def write_page(book, body):
+    html = book / "_build" / "html"
+    html.joinpath("chapters").mkdir(parents=True, exist_ok=True)
+    html.joinpath("index.html").write_text("")
+    html.joinpath("chapters", "page.html").write_text(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("<article></article>", "has no title heading"),
+        ("<article><h1>Title<a>#</a></h1></article>", "has nothing below its title"),
+        ('<a href="gone.html">x</a>', "links to gone.html"),
+        ('<a href="#gone">x</a>', "links to #gone, but there is no such anchor"),
+        ('<script src="https://a.example/b.js"></script>', "loads https://a.example/b.js"),
+        ('<link rel="stylesheet" href="//a.example/b.css">', "loads //a.example/b.css"),
+        ('<img srcset="c.png 1x, https://a.example/b.png 2x">', "loads https://a.example/b.png"),
+        ('<iframe src="https://a.example/"></iframe>', "loads https://a.example/"),
+        ('<object data="https://a.example/b"></object>', "loads https://a.example/b"),
+        ('<video><source src="https://a.example/b"></video>', "loads https://a.example/b"),
+        ("<style>@import 'https://a.example/b.css'</style>", "loads https://a.example/b.css"),
+        ('<p style="background: url(https://a.example/b)">', "loads https://a.example/b"),
+        ('<svg><use href="https://a.example/b#c"/></svg>', "loads https://a.example/b#c"),
+        ('<script>fetch("https://a.example/b")</script>', "loads https://a.example/b"),
+        ('<script type="module">import x from "https://a.example/b"</script>', "loads https://a.example/b"),
+    ],
+)
+def test_check_names_the_page_and_what_is_wrong(book, body, problem):
+    write_page(book, "<article><h1>Title</h1>Text</article>" * (not body.startswith("<article>")) + body)
+    problems = check(book, book / "_build")
+    assert len(problems) == 1
+    assert problems[0].startswith("chapters/page.html ") and problem in problems[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '<a href="https://a.example/">x</a><a href="page.html#x" id="x">y</a><a href="#">z</a>',
+        '<link rel="canonical" href="https://a.example/">',
+        '<script>const home = "https://a.example/"</script>',
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>',
+    ],
+)
+def test_check_lets_links_and_names_pass(book, body):
+    write_page(book, "<article><h1>Title</h1>Text</article>" + body)
+    assert check(book, book / "_build") == []
+
+
+def test_check_finds_pages_that_were_not_built_and_loads_of_styles_and_scripts(book):
+    html = book / "_build" / "html"
+    html.mkdir(parents=True)
+    html.joinpath("a.css").write_text("@font-face { src: url(https://a.example/b.woff2) }")
+    html.joinpath("a.js").write_text('import("https://a.example/c.js")')
+    assert check(book, book / "_build") == [
+        "chapters/page.html is in _toc.yml, but was not built",
+        "index.html, which leads to the first page, was not built",
+        "a.css loads https://a.example/b.woff2",
+        "a.js loads https://a.example/c.js",
+    ]
+
+
+# Executing
+
+
+def write_notebook(book, *sources):
+    path = book / "chapters" / "page.ipynb"
+    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(source) for source in sources])))
+    return path
+
+
+def test_a_second_run_leaves_no_diff_and_names_what_changed(book, capsys):
+    path = write_notebook(book, "import os\nprint(os.path.basename(os.getcwd()))", "print(1, flush=True)\nprint(2)")
+    assert execute_notebook(path) is None
+    first = path.read_text(encoding="utf-8")
+    outputs = [cell["outputs"] for cell in json.loads(first)["cells"]]
+    assert [output["text"] for (output,) in outputs] == [["chapters\n"], ["1\n", "2\n"]]
+    assert "code cell 1 changed: import os" in capsys.readouterr().out
+
+    assert execute_notebook(path) is None
+    assert path.read_text(encoding="utf-8") == first
+    assert "changed" not in capsys.readouterr().out
+
+
+def test_a_cell_that_fails_is_named_and_the_file_left_as_it_was(book):
+    path = write_notebook(book, "x = 1", "x / 0")
+    before = path.read_text(encoding="utf-8")
+    problem = execute_notebook(path)
+    assert problem.startswith(f"{path}: code cell 2 failed") and "ZeroDivisionError" in problem
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_an_unknown_chapter_is_named(book):
+    write_notebook(book, "x = 1")
+    assert execute(book, ["99_nothing"]) == ["a chapter must be one of page, was 99_nothing"]

@@ -1,0 +1,84 @@
+"""Verdicts follow from the numbers, by hand-computed intervals."""
+
+import json
+
+import pytest
+
+from mathlib.book import evidence
+
+FIVE = {"experiment": "none", "reason": "because"}
+
+
+def outcomes(claim):
+    return [outcome for _, _, outcome in claim.cases]
+
+
+def test_the_interval_decides_a_case():
+    # sd 1 over 5 seeds: half the 95 % interval is 2.776 / sqrt(5) = 1.2415
+    shape = [-1.2649, -0.6325, 0.0, 0.6325, 1.2649]  # mean 0, sd 1
+    claim = evidence.measured(
+        "claim-x", "x", effects={
+            "above": [1.25 + s for s in shape],
+            "below": [-1.25 + s for s in shape],
+            "inside": [1.23 + s for s in shape],
+        }, **FIVE,
+    )  # fmt: skip
+    assert outcomes(claim) == ["as claimed", "the opposite", "not shown"]
+    assert claim.verdict == "holds when above"
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ({"a": [1.0, 1.1, 0.9, 1.0, 1.0]}, "holds"),
+        ({"a": [-1.0, -1.1, -0.9, -1.0, -1.0]}, "does not hold"),
+        ({"a": [1.0] * 5, "b": [2.0] * 5, "c": [-1.0] * 5}, "holds when a; b"),
+    ],
+)
+def test_a_verdict_sums_up_its_cases(effects, verdict):
+    assert evidence.measured("claim-x", "x", effects=effects, **FIVE).verdict == verdict
+
+
+def test_a_bound_holds_until_one_seed_crosses_it():
+    kept = evidence.measured("claim-x", "x", effects={"a": [0.0, 0, 0, 0, 9]}, bound=True, **FIVE)
+    crossed = evidence.measured("claim-x", "x", effects={"a": [9.0, 9, 9, 9, -0.001]}, bound=True, **FIVE)
+    assert (kept.verdict, crossed.verdict) == ("holds", "does not hold")
+
+
+@pytest.mark.parametrize(("found", "verdict"), [("0.974", "holds"), ("0.975", "does not hold")])
+def test_a_computed_claim_compares_what_is_printed(found, verdict):
+    claim = evidence.computed("claim-x", "x", experiment="sum", said="0.974", found=found)
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("effects", "message"),
+    [
+        ({}, "effects must have at least one case, was empty"),
+        ({"a": [1.0] * 4}, r"at least 5 seeds, 'a' had \(4,\)"),
+    ],
+)
+def test_too_little_is_refused(effects, message):
+    with pytest.raises(ValueError, match=message):
+        evidence.measured("claim-x", "x", effects=effects, **FIVE)
+
+
+def test_the_table_is_read_from_stored_outputs(tmp_path):
+    claims = [
+        evidence.measured("claim-a", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **FIVE),
+        evidence.computed("claim-b", "b", experiment="sum", said="1", found="2"),
+    ]
+    outputs = [{"output_type": "execute_result", "data": claim._repr_mimebundle_()} for claim in claims]
+    cells = [
+        {"cell_type": "markdown", "source": "text"},
+        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "1"}, *outputs]},
+    ]
+    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    table = evidence.table(tmp_path)
+    assert "2 statements have been tested: 1 hold, 0 hold under a condition, 1 do not hold." in table
+    assert "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000 m over 5 seeds | none |" in table
+
+
+def test_html_in_a_statement_is_text():
+    page = evidence.computed("claim-x", "<b>", experiment="", said="1", found="1")._repr_mimebundle_()["text/html"]
+    assert "&lt;b&gt;" in page and "<b>" not in page

@@ -1,0 +1,68 @@
+"""The small text encoder and its training loop, against sums on paper."""
+
+import math
+
+import pytest
+import torch
+
+from mathlib import DualEncoder, info_nce
+from mathlib.book.text import TextEncoder, Vocabulary
+from mathlib.book.training import train
+
+TEXTS = ["sort a graph", "sort sort an array", "plot a graph"]
+
+
+def test_a_vocabulary_keeps_frequent_words_in_alphabetical_order():
+    assert Vocabulary(TEXTS, least=2).index == {"a": 1, "graph": 2, "sort": 3}
+
+
+def test_a_weight_is_tf_idf():
+    bags = Vocabulary(TEXTS, least=1).bags(["sort sort array unknown"])
+    # sort: twice here, in 2 of 3 texts; array: once here, in 1 of 3
+    assert bags.weights[0, 0] == pytest.approx((1 + math.log(2)) * math.log(3 / 2))
+    assert bags.weights[0, 1] == pytest.approx(math.log(3))
+    assert bags.ids[0].count_nonzero() == 2
+
+
+def test_only_the_first_different_words_count():
+    bags = Vocabulary(TEXTS, least=1).bags(["sort sort graph array"], longest=2)
+    vocabulary = Vocabulary(TEXTS, least=1).index
+    assert bags.ids.tolist() == [[vocabulary["sort"], vocabulary["graph"]]]
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_an_embedding_is_the_weighted_sum_of_word_vectors(normalise):
+    vocabulary = Vocabulary(TEXTS, least=1)
+    encoder = TextEncoder(vocabulary, dimensions=3, seed=1, normalise=normalise)
+    bags = vocabulary.bags(["plot an array"])
+    expected = sum(w * encoder.vectors.weight[i] for i, w in zip(bags.ids[0], bags.weights[0], strict=True))
+    if normalise:
+        expected = expected / expected.norm()
+    torch.testing.assert_close(encoder(bags)[0], expected)
+
+
+def test_a_text_without_known_words_is_the_zero_vector():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    assert TextEncoder(vocabulary)(vocabulary.bags(["unknown"])).eq(0).all()
+
+
+def test_the_seed_decides_the_start_and_the_order():
+    vocabulary = Vocabulary(TEXTS, least=1)
+
+    def trained(seed):
+        model = DualEncoder(TextEncoder(vocabulary, dimensions=4, seed=0))
+        bags = vocabulary.bags(TEXTS)
+        train(model, bags, bags, lambda q, d: info_nce(q, d.detach()), seed=seed, batch_size=2)
+        return model.query_encoder.vectors.weight.detach()
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+def test_training_lowers_the_loss():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    model = DualEncoder(TextEncoder(vocabulary, dimensions=4))
+    queries, documents = vocabulary.bags(TEXTS), vocabulary.bags(TEXTS[1:] + TEXTS[:1])
+    before = info_nce(*model(queries, documents)).item()
+    train(model, queries, documents, info_nce, seed=0, epochs=20)
+    assert info_nce(*model(queries, documents)).item() < before

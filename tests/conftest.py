@@ -1,0 +1,50 @@
+"""Set before any test imports mathlib: shape checks at run time, and reproducible hypothesis runs."""
+
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from hypothesis import settings
+
+# temperature=1 is as good as temperature=1.0.
+beartype_with_int_as_float = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+# The signatures' shapes are checked in tests only. mathlib.book is left out: its annotations are no
+# shapes, and Sphinx inspects some of its functions.
+MODULES = [f"mathlib.{path.stem}" for path in Path(__file__).parents[1].glob("mathlib/[!_]*.py")]
+jaxtyping.install_import_hook(MODULES, "conftest.beartype_with_int_as_float")
+
+# No database and no clock: a test that passed yesterday passes today.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=30)
+settings.load_profile("same")
+torch.set_num_threads(1)
+
+
+# session: hypothesis wants a fixture that stays the same from example to example
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def device(request):
+    """Each device in turn: a test on CUDA is the same test."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def normal(device):
+    """normal(seed, *shape): standard normal numbers, the same on every device, float64 unless told."""
+
+    def draw(seed, *shape, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    return draw
+
+
+@pytest.fixture
+def bad_input():
+    """Switch the shape checks off, to see mathlib's own error for an argument of a wrong shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,854 @@
+import math
+import runpy
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import mathlib.contrastive
+from mathlib import contrastive_loss, info_nce
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+# how candidates reach info_nce: the shape of negatives, in_batch, symmetric
+LAYOUTS = {
+    "batch": (None, True, False),
+    "batch, both directions": (None, True, True),
+    "batch and pool": ((3, 3), True, False),
+    "batch and pool, both directions": ((3, 3), True, True),
+    "batch and every anchor's own": ((4, 2, 3), True, False),
+    "pool": ((3, 3), False, False),
+    "own": ((4, 2, 3), False, False),
+}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def batch(normal, layout, seed=0, dtype=torch.float64):
+    """Anchors, positives and negatives of 3 features, and the options that say how they are used."""
+    shape, in_batch, symmetric = LAYOUTS[layout]
+    negatives = None if shape is None else normal(seed + 2, *shape, dtype=dtype)
+    tensors = [normal(seed, 4, 3, dtype=dtype), normal(seed + 1, 4, 3, dtype=dtype), negatives]
+    return tensors, {"in_batch": in_batch, "symmetric": symmetric}
+
+
+def losses_and_gradients(tensors, temperature=0.3, forward=nullcontext(), **options):
+    """Each row's loss, and the gradient of their weighted sum to every tensor and to the temperature."""
+    leaves = [x if x is None else x.detach().requires_grad_() for x in tensors]
+    temperature = torch.tensor(temperature, dtype=torch.float64, device=tensors[0].device, requires_grad=True)
+    with forward:
+        losses = info_nce(*leaves, temperature=temperature, reduction="none", **options)
+    upstream = torch.arange(1, len(losses) + 1).to(losses)
+    leaves = [x for x in leaves if x is not None] + [temperature]
+    return [losses.detach(), *torch.autograd.grad(losses, leaves, upstream)]
+
+
+# Rules, for numbers as well as for tensors
+
+
+def half_if_harder(s_p, s):
+    return 1.0 - 0.5 * (s > s_p)
+
+
+def remove_if_easy(s_p, s):
+    return 1.0 * (s > -0.5)
+
+
+def smooth(s_p, s):
+    return (s - s_p + 3) ** 2  # inf where the positive reads -inf
+
+
+# By hand
+
+
+def test_the_notes_formula_on_two_negatives(device):
+    # s_p = 2 t, s_i = t, 0: e^2 / (e^2 + e + 1) = 7.3891 / 11.1073 = 0.6652, and -log of it is 0.4076
+    loss = contrastive_loss(
+        torch.tensor([1.0], device=device), torch.tensor([[0.5, 0.0]], device=device), temperature=0.5
+    )
+    assert loss.item() == pytest.approx(-math.log(math.e**2 / (math.e**2 + math.e + 1)), rel=1e-6)
+    assert loss.item() == pytest.approx(0.4076, abs=5e-5)
+
+
+def test_weights_multiply_the_exponentials(device):
+    # all scores equal: 1 / (1 + 3 + 1/2) = 2 / 9
+    scores = torch.ones(1, 2, device=device)
+    weights = torch.tensor([[3.0, 0.5]], device=device)
+    loss = contrastive_loss(scores[:, 0], scores, temperature=0.1, weights=weights)
+    assert loss.item() == pytest.approx(math.log(9 / 2), rel=1e-6)
+
+
+def test_reduction_is_mean_sum_or_none(device):
+    # 1, 3 candidates that tie with the positive: log 2 and log 4 = 2 log 2; -inf deletes
+    negatives = torch.tensor([[0.0, -math.inf, -math.inf], [0.0, 0.0, 0.0]], device=device)
+    rows = torch.tensor([math.log(2), math.log(4)], device=device)
+    loss = {
+        reduction: contrastive_loss(torch.zeros(2, device=device), negatives, temperature=0.7, reduction=reduction)
+        for reduction in ("none", "mean", "sum")
+    }
+    assert_close(loss["none"], rows)
+    assert_close(loss["mean"], rows.mean())
+    assert_close(loss["sum"], rows.sum())
+    assert_close(contrastive_loss(torch.zeros(2, device=device), negatives, temperature=0.7), rows.mean())
+
+
+def test_a_batch_of_two(device):
+    # cosines: anchor 0 with the positives 1, 1/sqrt 2; anchor 1 with them 0, 1/sqrt 2
+    anchor = torch.eye(2, dtype=torch.float64, device=device)
+    positive = torch.tensor([[1.0, 0.0], [5.0, 5.0]], dtype=torch.float64, device=device)
+    r = math.sqrt(0.5)
+    forward = [math.log(1 + math.exp(r - 1)), math.log(1 + math.exp(0 - r))]
+    backward = [math.log(1 + math.exp(0 - 1)), math.log(1 + math.exp(r - r))]
+    losses = info_nce(anchor, positive, temperature=1.0, reduction="none")
+    assert losses.tolist() == pytest.approx(forward, rel=1e-14)
+    losses = info_nce(anchor, positive, temperature=1.0, reduction="none", symmetric=True)
+    assert losses.tolist() == pytest.approx([(f + b) / 2 for f, b in zip(forward, backward, strict=True)], rel=1e-14)
+
+
+def test_defaults_are_temperature_0_05_in_batch_one_direction_and_the_mean(device):
+    anchor = torch.eye(2, dtype=torch.float64, device=device)
+    positive = torch.tensor([[1.0, 0.0], [5.0, 5.0]], dtype=torch.float64, device=device)
+    r = math.sqrt(0.5)
+    by_hand = (math.log(1 + math.exp((r - 1) / 0.05)) + math.log(1 + math.exp((0 - r) / 0.05))) / 2
+    assert info_nce(anchor, positive).item() == pytest.approx(by_hand, rel=1e-13)
+
+
+# By a loop over Python floats
+
+
+def loop_row(s_p, scores, weights, temperature):
+    """The notes' formula: -log of the positive's share."""
+    exps = math.fsum(w * math.exp(s / temperature) for s, w in zip(scores, weights, strict=True))
+    return -math.log(math.exp(s_p / temperature) / (math.exp(s_p / temperature) + exps))
+
+
+def loop_cosine(a, b):
+    dot, aa, bb = (math.fsum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
+    return dot / math.sqrt(aa * bb)
+
+
+def loop_info_nce(anchor, positive, negatives, temperature, in_batch, symmetric, weigh):
+    losses = []
+    for b, a in enumerate(anchor):
+        candidates = []
+        if in_batch:
+            candidates += [p for i, p in enumerate(positive) if i != b]
+        if negatives is not None and isinstance(negatives[0][0], float):
+            candidates += negatives
+        elif negatives is not None:
+            candidates += [n for i, own in enumerate(negatives) if in_batch or i == b for n in own]
+        s_p = loop_cosine(a, positive[b])
+        scores = [loop_cosine(a, candidate) for candidate in candidates]
+        losses.append(loop_row(s_p, scores, [weigh(s_p, s) for s in scores], temperature))
+    if symmetric:
+        backward = loop_info_nce(positive, anchor, None, temperature, True, False, weigh)
+        losses = [(x + y) / 2 for x, y in zip(losses, backward, strict=True)]
+    return losses
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 30.0])
+def test_contrastive_loss_is_the_loop(normal, temperature):
+    positive, negatives, weights = normal(0, 4), normal(1, 4, 5), normal(2, 4, 5).exp()
+    rows = zip(positive.tolist(), negatives.tolist(), weights.tolist(), strict=True)
+    expected = [loop_row(*row, temperature) for row in rows]
+    ours = contrastive_loss(positive, negatives, temperature=temperature, weights=weights, reduction="none")
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+
+
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder, remove_if_easy, smooth])
+def test_info_nce_is_the_loop(normal, layout, rule):
+    tensors, options = batch(normal, layout)
+    lists = [x if x is None else x.tolist() for x in tensors]
+    expected = loop_info_nce(*lists, temperature=0.3, **options, weigh=rule or (lambda s_p, s: 1.0))
+    ours = info_nce(*tensors, temperature=0.3, **options, weigh=rule, reduction="none")
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+# Peers
+
+
+def test_agrees_with_cross_entropy_of_weighted_logits(normal):
+    positive, negatives = normal(0, 4).requires_grad_(), normal(1, 4, 5).requires_grad_()
+    weights, temperature = normal(2, 4, 5).exp(), normal(3).exp().requires_grad_()
+    ours = contrastive_loss(positive, negatives, temperature=temperature, weights=weights)
+    logits = torch.cat([positive[:, None] / temperature, negatives / temperature + weights.log()], dim=1)
+    theirs = F.cross_entropy(logits, torch.zeros(4, dtype=torch.long, device=logits.device))
+    assert_close(ours, theirs)
+    leaves = (positive, negatives, temperature)
+    assert_close(*(torch.autograd.grad(loss, leaves) for loss in (ours, theirs)))
+
+
+@pytest.mark.parametrize(
+    "layout, peer_options",
+    [
+        ("batch", {}),
+        ("pool", {"negative_mode": "unpaired"}),
+        ("own", {"negative_mode": "paired"}),
+    ],
+)
+def test_agrees_with_info_nce_pytorch(normal, layout, peer_options):
+    peer = pytest.importorskip("info_nce", reason="needs info-nce-pytorch")
+    tensors, options = batch(normal, layout)
+    leaves = [x.requires_grad_() for x in tensors if x is not None]
+    ours = info_nce(*leaves, temperature=0.2, **options)
+    theirs = peer.info_nce(*leaves, temperature=0.2, **peer_options)
+    assert_close(ours, theirs)
+    assert_close(*(torch.autograd.grad(loss, leaves) for loss in (ours, theirs)))
+
+
+# What must hold for all scores
+
+seeds = st.integers(0, 2**32)
+temperatures = st.floats(0.05, 50)
+
+
+def scores(normal, seed):
+    return normal(seed, 3), normal(seed + 1, 3, 4), normal(seed + 2, 3, 4).exp()
+
+
+@given(seeds, st.permutations(range(4)), temperatures)
+def test_the_order_of_candidates_does_not_matter(normal, seed, order, temperature):
+    positive, negatives, weights = scores(normal, seed)
+    once = contrastive_loss(positive, negatives, temperature=temperature, weights=weights)
+    again = contrastive_loss(positive, negatives[:, order], temperature=temperature, weights=weights[:, order])
+    assert_close(again, once)
+
+
+@given(seeds, st.lists(st.booleans(), min_size=4, max_size=4), temperatures)
+def test_weight_0_equals_deletion_equals_score_minus_infinity(normal, seed, keep, temperature):
+    positive, negatives, weights = scores(normal, seed)
+    keep = torch.tensor(keep, device=positive.device)
+    deleted = contrastive_loss(positive, negatives[:, keep], temperature=temperature, weights=weights[:, keep])
+    assert_close(contrastive_loss(positive, negatives, temperature=temperature, weights=weights * keep), deleted)
+    gone = negatives.masked_fill(~keep, -math.inf)
+    assert_close(contrastive_loss(positive, gone, temperature=temperature, weights=weights), deleted)
+
+
+@given(seeds, st.integers(0, 3), temperatures)
+def test_weight_3_equals_three_copies(normal, seed, i, temperature):
+    positive, negatives, _ = scores(normal, seed)
+    weights = torch.ones_like(negatives)
+    weights[:, i] = 3
+    copies = torch.cat([negatives, negatives[:, [i, i]]], dim=1)
+    assert_close(
+        contrastive_loss(positive, negatives, temperature=temperature, weights=weights),
+        contrastive_loss(positive, copies, temperature=temperature),
+    )
+
+
+@given(seeds, st.floats(-100, 100), temperatures)
+def test_a_shift_of_all_scores_changes_nothing(normal, seed, shift, temperature):
+    positive, negatives, weights = scores(normal, seed)
+    assert_close(
+        contrastive_loss(positive + shift, negatives + shift, temperature=temperature, weights=weights),
+        contrastive_loss(positive, negatives, temperature=temperature, weights=weights),
+    )
+
+
+@given(seeds, st.floats(0.1, 10), temperatures)
+def test_the_temperature_is_the_unit_of_the_scores(normal, seed, scale, temperature):
+    positive, negatives, weights = scores(normal, seed)
+    assert_close(
+        contrastive_loss(positive * scale, negatives * scale, temperature=temperature * scale, weights=weights),
+        contrastive_loss(positive, negatives, temperature=temperature, weights=weights),
+    )
+
+
+@given(seeds, temperatures)
+def test_rows_do_not_see_each_other(normal, seed, temperature):
+    positive, negatives, weights = scores(normal, seed)
+    losses = contrastive_loss(positive, negatives, temperature=temperature, weights=weights, reduction="none")
+    for b in range(3):
+        alone = contrastive_loss(positive[[b]], negatives[[b]], temperature=temperature, weights=weights[[b]])
+        assert_close(alone, losses[b])
+
+
+@given(seeds, st.floats(-6, 6), st.floats(-6, 6), st.sampled_from(sorted(LAYOUTS)))
+def test_the_length_of_vectors_does_not_matter(normal, seed, log_a, log_p, layout):
+    (anchor, positive, negatives), options = batch(normal, layout, seed)
+    once = info_nce(anchor, positive, negatives, **options)
+    longer = None if negatives is None else negatives * 10**-log_a
+    assert_close(info_nce(anchor * 10**log_a, positive * 10**log_p, longer, **options), once)
+
+
+@given(seeds, st.permutations(range(4)), st.sampled_from(sorted(LAYOUTS)))
+def test_permuted_anchors_have_permuted_losses(normal, seed, order, layout):
+    (anchor, positive, negatives), options = batch(normal, layout, seed)
+    once = info_nce(anchor, positive, negatives, **options, reduction="none")
+    if negatives is not None:
+        negatives = negatives[order] if negatives.ndim == 3 else negatives.flip(0)
+    again = info_nce(anchor[order], positive[order], negatives, **options, reduction="none")
+    assert_close(again, once[order])
+
+
+@given(seeds, st.integers(0, 2))
+def test_a_rule_of_0_equals_deletion_from_the_pool(normal, seed, i):
+    (anchor, positive, negatives), options = batch(normal, "pool", seed)
+
+    def without_i(positive_scores, candidate_scores):
+        return torch.ones_like(candidate_scores).index_fill_(1, torch.tensor([i], device=anchor.device), 0.0)
+
+    rest = negatives[[j for j in range(3) if j != i]]
+    assert_close(
+        info_nce(anchor, positive, negatives, **options, weigh=without_i),
+        info_nce(anchor, positive, rest, **options),
+    )
+
+
+@given(seeds, st.sampled_from(sorted(LAYOUTS)))
+def test_rules_multiply(normal, seed, layout):
+    tensors, options = batch(normal, layout, seed)
+    rules = [half_if_harder, remove_if_easy]
+
+    def product(s_p, s):
+        return half_if_harder(s_p, s) * remove_if_easy(s_p, s)
+
+    once = info_nce(*tensors, **options, weigh=product)
+    assert_close(info_nce(*tensors, **options, weigh=rules), once)
+    assert_close(info_nce(*tensors, **options, weigh=tuple(reversed(rules))), once)
+    assert_close(info_nce(*tensors, **options, weigh=[]), info_nce(*tensors, **options))
+
+
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder])
+@pytest.mark.parametrize("block_size", range(1, 4 + 3))
+def test_block_size_changes_neither_losses_nor_gradients(normal, layout, rule, block_size):
+    tensors, options = batch(normal, layout)
+    whole = losses_and_gradients(tensors, **options, weigh=rule)
+    blocks = losses_and_gradients(tensors, **options, weigh=rule, block_size=block_size)
+    assert_close(blocks, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_blocks_keep_no_scores_for_the_backward_pass(normal):
+    anchor, positive = normal(0, 32, 2).requires_grad_(), normal(1, 32, 2).requires_grad_()
+
+    def largest_saved(block_size):
+        sizes = []
+
+        def note(x):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            info_nce(anchor, positive, block_size=block_size)
+        return max(sizes)
+
+    assert largest_saved(None) >= 32 * 32
+    assert largest_saved(4) <= 4 * 32
+
+
+# What a rule is given, and what becomes of its answer
+
+
+@each_layout
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_a_rule_sees_each_row_once_without_gradient_and_never_the_positive(normal, layout, block_size):
+    (anchor, positive, negatives), options = batch(normal, layout)
+    seen = []
+
+    def spy(positive_scores, candidate_scores):
+        assert not torch.is_grad_enabled()
+        assert not positive_scores.requires_grad and not candidate_scores.requires_grad
+        assert positive_scores.shape == (len(candidate_scores), 1)
+        seen.append(torch.cat([positive_scores, candidate_scores], dim=1))
+        return torch.ones_like(candidate_scores)
+
+    info_nce(anchor.requires_grad_(), positive, negatives, **options, weigh=spy, block_size=block_size)
+    # a direction takes one call for all rows, or one for rows 0, 1, 2 and one for row 3
+    calls = 1 if block_size is None else 2
+    assert len(seen) == calls * (1 + options["symmetric"])
+
+    def cosines(a, candidates):
+        return torch.tensor([[loop_cosine(x, y) for y in candidates.tolist()] for x in a.tolist()]).to(anchor)
+
+    itself = torch.eye(4, dtype=torch.bool, device=anchor.device)
+    directions = [(anchor, positive, negatives)] + [(positive, anchor, None)] * options["symmetric"]
+    for direction, (a, p, n) in enumerate(directions):
+        blocks = [cosines(a, p).masked_fill(itself, -math.inf)] if options["in_batch"] else []
+        if n is not None and n.ndim == 3 and not options["in_batch"]:
+            blocks.append(torch.cat([cosines(a[[b]], n[b]) for b in range(4)]))
+        elif n is not None:
+            blocks.append(cosines(a, n.flatten(0, -2)))
+        expected = torch.cat([cosines(a, p).diagonal()[:, None], *blocks], dim=1)
+        rows = torch.cat(seen[direction * calls : (direction + 1) * calls])
+        assert_close(rows, expected, check_dtype=False, rtol=1e-6, atol=1e-6)
+
+
+@each_layout
+@pytest.mark.parametrize("answer", [0.0, 7.0, math.nan, math.inf])
+def test_what_a_rule_returns_for_the_positive_does_not_matter(normal, layout, answer):
+    tensors, options = batch(normal, layout)
+
+    def rule(s_p, s):
+        return torch.where(s.isneginf(), answer, half_if_harder(s_p, s))
+
+    once = losses_and_gradients(tensors, **options, weigh=half_if_harder)
+    assert_close(losses_and_gradients(tensors, **options, weigh=rule), once)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64])
+def test_a_rule_may_answer_in_any_dtype(normal, dtype):
+    tensors, options = batch(normal, "batch", dtype=torch.float32)
+    loss = info_nce(*tensors, **options, weigh=lambda s_p, s: (s < s_p).to(dtype))
+    assert loss.dtype == torch.float32
+    assert_close(loss, info_nce(*tensors, **options, weigh=lambda s_p, s: (s < s_p).to(s)))
+
+
+@each_layout
+def test_weights_are_constants_for_the_gradient(normal, layout):
+    tensors, options = batch(normal, layout)
+    answers = []
+
+    def record(s_p, s):
+        answers.append(smooth(s_p, s))
+        return answers[-1]
+
+    once = losses_and_gradients(tensors, **options, weigh=record)
+    replay = iter(answers)
+    assert_close(losses_and_gradients(tensors, **options, weigh=lambda s_p, s: next(replay)), once)
+
+
+def test_no_gradient_flows_to_given_weights(normal):
+    positive, negatives, weights = (x.requires_grad_() for x in scores(normal, 0))
+    contrastive_loss(positive, negatives, temperature=0.1, weights=weights).backward()
+    assert weights.grad is None
+    assert (negatives.grad != 0).any()
+
+
+# Edges
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1e-3, 0.05, 1e3])
+@each_layout
+def test_value_and_gradient_are_finite_and_right_in_every_dtype(normal, dtype, temperature, layout):
+    tensors, options = batch(normal, layout, dtype=dtype)
+    half = dtype in (torch.float16, torch.bfloat16)
+    ours = losses_and_gradients(tensors, temperature, **options)
+    exact = losses_and_gradients([x if x is None else x.double() for x in tensors], temperature, **options)
+    assert ours[0].dtype == (torch.float32 if half else dtype)
+    assert [x.dtype for x in ours[1:-1]] == [dtype] * (len(ours) - 2)
+    # float32's rounding of a cosine, divided by the temperature; the gradient to a half is itself half
+    error = 1e-14 if dtype == torch.float64 else 4e-7
+    for x, y in zip(ours, exact, strict=True):
+        rounding = torch.finfo(x.dtype).eps
+        scale = y.abs().max().item()
+        assert_close(x.double(), y, rtol=2 * rounding, atol=error / temperature * scale + 4 * rounding * scale + error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@each_layout
+def test_zero_vectors_have_finite_losses_and_gradients(normal, dtype, temperature, layout):
+    (anchor, positive, negatives), options = batch(normal, layout, dtype=dtype)
+    anchor[0] = positive[1] = 0
+    anchor[2] = positive[2] = 0
+    if negatives is not None:
+        negatives[0] = 0
+    ours = losses_and_gradients([anchor, positive, negatives], temperature, **options)
+    assert all(x.isfinite().all() for x in ours)
+    assert (ours[1][0] == 0).all() and (ours[2][1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+def test_ties_share_equally(device, dtype, temperature):
+    # 4 candidates, all alike: the positive's probability is 1/4
+    same = torch.ones(4, 3, dtype=dtype, device=device)
+    losses = info_nce(same, same, temperature=temperature, reduction="none")
+    assert_close(losses, torch.full_like(losses, math.log(4)))
+    scores = torch.zeros(2, 3, dtype=dtype, device=device)
+    loss = contrastive_loss(scores[:, 0], scores, temperature=temperature)
+    assert_close(loss, torch.full_like(loss, math.log(4)))
+
+
+@pytest.mark.parametrize("layout", ["batch", "batch, both directions"])
+@pytest.mark.parametrize("block_size", [None, 1])
+def test_one_row_alone_has_loss_and_gradient_zero(normal, layout, block_size):
+    tensors, options = batch(normal, layout)
+    tensors = [x if x is None else x[:1] for x in tensors]
+    for x in losses_and_gradients(tensors, **options, block_size=block_size):
+        assert_close(x, torch.zeros_like(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0, 3)])
+def test_no_explicit_negatives_leave_the_batch(normal, shape):
+    (anchor, positive, _), options = batch(normal, "batch")
+    empty = torch.zeros(shape, dtype=anchor.dtype, device=anchor.device)
+    assert_close(info_nce(anchor, positive, empty), info_nce(anchor, positive))
+
+
+def test_no_candidates_at_all_have_loss_and_gradient_zero(normal):
+    positive = normal(0, 2).requires_grad_()
+    loss = contrastive_loss(positive, normal(0, 2, 0), temperature=0.1)
+    assert loss == 0
+    assert_close(*torch.autograd.grad(loss, positive), torch.zeros_like(positive))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("death", ["weights", "scores"])
+def test_a_dead_row_has_loss_and_gradient_zero_and_still_counts_in_the_mean(normal, dtype, death):
+    positive, negatives = normal(0, 2, dtype=dtype), normal(1, 2, 3, dtype=dtype)
+    weights = torch.ones_like(negatives)
+    if death == "weights":
+        weights[0] = 0
+    else:
+        negatives[0] = -math.inf
+    temperature = torch.tensor(0.5, device=positive.device)
+    leaves = [positive.requires_grad_(), negatives.requires_grad_(), temperature.requires_grad_()]
+    loss = contrastive_loss(positive, negatives, temperature=temperature, weights=weights)
+    alive = contrastive_loss(positive[1:], negatives[1:], temperature=temperature)
+    assert_close(loss, alive / 2)
+    assert alive > 0
+    ours, expected = (torch.autograd.grad(x, leaves) for x in (loss, alive / 2))
+    assert_close(ours, expected)
+    assert ours[0][0] == 0 and (ours[1][0] == 0).all()
+
+
+@each_layout
+def test_anchors_without_a_candidate_left_have_loss_and_gradient_zero(normal, layout):
+    tensors, options = batch(normal, layout)
+    for x in losses_and_gradients(tensors, **options, weigh=lambda s_p, s: torch.zeros_like(s)):
+        assert_close(x, torch.zeros_like(x), rtol=0, atol=0)
+
+
+def test_a_temperature_learns_beside_scores_of_minus_infinity(normal):
+    temperature = torch.tensor(0.3, dtype=torch.float64, device=normal(0, 1).device, requires_grad=True)
+    positive, negatives = normal(0, 3), normal(1, 3, 4)
+    masked = torch.cat([negatives, torch.full_like(negatives[:, :1], -math.inf)], dim=1)
+    (ours,) = torch.autograd.grad(contrastive_loss(positive, masked, temperature=temperature), temperature)
+    (expected,) = torch.autograd.grad(contrastive_loss(positive, negatives, temperature=temperature), temperature)
+    assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_scores_are_summed_in_float32(normal, dtype):
+    positive, negatives = normal(0, 3, dtype=dtype), normal(1, 3, 300, dtype=dtype)
+    loss = contrastive_loss(positive, negatives, temperature=0.1)
+    assert loss.dtype == torch.float32
+    exact = contrastive_loss(positive.double(), negatives.double(), temperature=0.1)
+    assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_differences_survive_a_temperature_of_one_thousandth(device):
+    # neighbours in float32 just below 1: their difference, 2^-24, is exact, but not that of their quotients
+    positive, negative = torch.tensor([1.0], device=device), torch.tensor([[1 - 2**-24]], device=device)
+    loss = contrastive_loss(positive, negative, temperature=1e-3)
+    (slope,) = torch.autograd.grad(contrastive_loss(positive, negative.requires_grad_(), temperature=1e-3), negative)
+    share = 1 / (1 + math.exp(2**-24 / 1e-3))
+    assert loss.item() == pytest.approx(-math.log(1 - share), rel=2e-7)
+    assert slope.item() == pytest.approx(share / 1e-3, rel=2e-7)
+
+
+def test_a_tiny_loss_is_not_rounded_to_zero(device):
+    # log(1 + e^-40) = 4.2e-18, far below float32's step at 1
+    loss = contrastive_loss(torch.tensor([1.0], device=device), torch.tensor([[-1.0]], device=device), temperature=0.05)
+    assert loss.item() == pytest.approx(math.exp(-40), rel=1e-5)
+
+
+@pytest.mark.parametrize("difference", [-1e4, 1e4])
+def test_extreme_differences_neither_overflow_nor_vanish(device, difference):
+    # far behind: the loss is the difference over the temperature; far ahead: 0
+    positive = torch.tensor([difference], device=device, requires_grad=True)
+    loss = contrastive_loss(positive, torch.zeros(1, 1, device=device), temperature=0.5)
+    assert loss.item() == max(0.0, -difference / 0.5)
+    (slope,) = torch.autograd.grad(loss, positive)
+    assert slope.item() == (-2.0 if difference < 0 else 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_layout
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_autocast_changes_neither_losses_nor_gradients(normal, dtype, layout, block_size):
+    tensors, options = batch(normal, layout, dtype=dtype)
+    # the loss inside, its backward pass outside, as torch asks for
+    autocast = torch.autocast(tensors[0].device.type, dtype=torch.bfloat16)
+    outside = losses_and_gradients(tensors, **options, block_size=block_size)
+    inside = losses_and_gradients(tensors, **options, block_size=block_size, forward=autocast)
+    assert_close(inside, outside, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_number_and_a_tensor_are_the_same_temperature(normal, dtype):
+    tensors, options = batch(normal, "batch", dtype=torch.float32)
+    as_tensor = info_nce(*tensors, temperature=torch.tensor(0.25, dtype=dtype, device=tensors[0].device))
+    assert as_tensor.dtype == torch.float32
+    assert_close(as_tensor, info_nce(*tensors, temperature=0.25))
+
+
+def test_a_temperature_may_be_an_int(normal):
+    tensors, options = batch(normal, "batch")
+    assert_close(info_nce(*tensors, temperature=1), info_nce(*tensors, temperature=1.0))
+
+
+def test_a_wrong_number_is_not_hidden(normal):
+    # NaN among the scores, and a negative weight, whose logarithm is NaN: neither spreads to other rows
+    positive, negatives, weights = scores(normal, 0)
+    negatives[0, 0] = math.nan
+    weights[1, 2] = -1
+    losses = contrastive_loss(positive, negatives, temperature=0.1, weights=weights, reduction="none")
+    assert losses.isnan().tolist() == [True, True, False]
+
+
+@each_layout
+def test_inputs_are_not_mutated(normal, layout):
+    tensors, options = batch(normal, layout)
+    temperature = torch.tensor(0.3, device=tensors[0].device)
+    rules = [half_if_harder, remove_if_easy]
+    before = [x if x is None else x.clone() for x in (*tensors, temperature)]
+    info_nce(*tensors, temperature=temperature, **options, weigh=rules)
+    for x, y in zip((*tensors, temperature), before, strict=True):
+        assert x is y is None or torch.equal(x, y)
+    assert rules == [half_if_harder, remove_if_easy]
+
+
+def test_scores_and_weights_are_not_mutated(normal):
+    given = scores(normal, 0)
+    given[1][0, 0] = -math.inf
+    before = [x.clone() for x in given]
+    contrastive_loss(given[0], given[1], temperature=0.1, weights=given[2])
+    assert_close(list(given), before, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def unhooked():
+    """The module run as a file: the check of shapes wraps inner functions too, and dynamo can't trace that."""
+    return runpy.run_path(mathlib.contrastive.__file__)
+
+
+@pytest.mark.parametrize("layout, block_size", [("batch and pool, both directions", 3), ("own", None)])
+def test_info_nce_compiles_without_a_graph_break(normal, bad_input, unhooked, layout, block_size):
+    (anchor, positive, negatives), options = batch(normal, layout)
+    leaves = [anchor.requires_grad_(), positive.requires_grad_(), negatives.requires_grad_()]
+    options |= {"weigh": half_if_harder, "block_size": block_size}
+    compiled = torch.compile(unhooked["info_nce"], backend="aot_eager", fullgraph=True)
+    ours, eager = (f(*leaves, **options) for f in (compiled, info_nce))
+    assert_close(ours, eager)
+    assert_close(*(torch.autograd.grad(loss, leaves) for loss in (ours, eager)))
+
+
+def test_contrastive_loss_compiles_without_a_graph_break(normal, bad_input, unhooked):
+    positive, negatives, weights = scores(normal, 0)
+    temperature = torch.tensor(0.1, device=positive.device, requires_grad=True)
+    compiled = torch.compile(unhooked["contrastive_loss"], backend="aot_eager", fullgraph=True)
+    losses = [f(positive, negatives, temperature=temperature, weights=weights) for f in (compiled, contrastive_loss)]
+    assert_close(*losses)
+    assert_close(*(torch.autograd.grad(loss, temperature) for loss in losses))
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck_of_scores(normal, reduction):
+    positive, negatives, weights = scores(normal, 0)
+    negatives[0, 0] = -math.inf  # deleted, and so a constant
+    weights[1, 1] = 0
+    weights[2] = 0
+    finite = negatives.isfinite()
+
+    def loss(positive, present, temperature):
+        negatives = torch.full_like(weights, -math.inf).masked_scatter(finite, present)
+        return contrastive_loss(positive, negatives, temperature=temperature, weights=weights, reduction=reduction)
+
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=positive.device)
+    leaves = (positive, negatives[finite], temperature)
+    assert torch.autograd.gradcheck(loss, tuple(x.requires_grad_() for x in leaves))
+
+
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder, [half_if_harder, remove_if_easy]])
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_gradcheck_of_embeddings_and_temperature(normal, layout, rule, block_size):
+    tensors, options = batch(normal, layout)
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=tensors[0].device)
+
+    def losses(temperature, *tensors):
+        return info_nce(
+            *tensors, temperature=temperature, weigh=rule, block_size=block_size, reduction="none", **options
+        )
+
+    leaves = [temperature, *(x for x in tensors if x is not None)]
+    assert torch.autograd.gradcheck(losses, tuple(x.requires_grad_() for x in leaves), fast_mode=True)
+
+
+# What is refused, and how
+
+GOOD_SCORES = {"positive_scores": torch.zeros(2), "negative_scores": torch.zeros(2, 3), "temperature": 0.1}
+GOOD_BATCH = {"anchor": torch.ones(2, 3), "positive": torch.ones(2, 3)}
+
+
+def learned(x, **options):
+    return torch.tensor(x, **options)
+
+
+temperature_errors = [
+    ({"temperature": 0}, ValueError, "temperature must be a finite number and > 0, was 0"),
+    ({"temperature": -0.1}, ValueError, "temperature must be a finite number and > 0, was -0.1"),
+    ({"temperature": math.nan}, ValueError, "temperature must be a finite number and > 0, was nan"),
+    ({"temperature": math.inf}, ValueError, "temperature must be a finite number and > 0, was inf"),
+    ({"temperature": True}, TypeError, "temperature must be a finite number and > 0, was bool"),
+    ({"temperature": "0.1"}, TypeError, "temperature must be a finite number and > 0, was str"),
+    ({"temperature": None}, TypeError, "temperature must be a finite number and > 0, was NoneType"),
+    ({"temperature": 1j}, TypeError, "temperature must be a finite number and > 0, was complex"),
+    ({"temperature": learned(1)}, TypeError, "temperature must have a floating-point dtype, was torch.int64"),
+    ({"temperature": learned([0.1])}, ValueError, "temperature must be a number or a 0-d tensor, was [1]"),
+    (
+        {"temperature": learned(0.1, device="meta")},
+        ValueError,
+        "temperature must be on the device of the scores, cpu, was meta",
+    ),
+]
+reduction_errors = [
+    ({"reduction": "max"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', was 'max'"),
+    ({"reduction": None}, ValueError, "reduction must be one of 'mean', 'sum', 'none', was None"),
+]
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        *temperature_errors,
+        *reduction_errors,
+        ({"positive_scores": [0.0]}, TypeError, "positive_scores must be a torch.Tensor, was list"),
+        ({"negative_scores": None}, TypeError, "negative_scores must be a torch.Tensor, was NoneType"),
+        ({"weights": 1.0}, TypeError, "weights must be a torch.Tensor, was float"),
+        (
+            {"positive_scores": torch.zeros(2).long()},
+            TypeError,
+            "positive_scores must have a floating-point dtype, was torch.int64",
+        ),
+        (
+            {"negative_scores": torch.zeros(2, 3).long()},
+            TypeError,
+            "negative_scores must have a floating-point dtype, was torch.int64",
+        ),
+        ({"weights": torch.ones(2, 3).bool()}, TypeError, "weights must have a floating-point dtype, was torch.bool"),
+        (
+            {"negative_scores": torch.zeros(2, 3).double()},
+            TypeError,
+            "negative_scores must have the dtype of positive_scores, torch.float32, was torch.float64",
+        ),
+        ({"positive_scores": torch.zeros(2, 1)}, ValueError, "positive_scores must have shape [B], was [2, 1]"),
+        ({"negative_scores": torch.zeros(2)}, ValueError, "negative_scores must have shape [B, N], was [2]"),
+        (
+            {"negative_scores": torch.zeros(3, 3)},
+            ValueError,
+            "negative_scores must have 2 rows along axis 0, was [3, 3]",
+        ),
+        ({"weights": torch.ones(3)}, ValueError, "weights must have shape [B, N], was [3]"),
+        (
+            {"weights": torch.ones(2, 1)},
+            ValueError,
+            "weights must have the shape of negative_scores, [2, 3], was [2, 1]",
+        ),
+        (
+            {"negative_scores": torch.zeros(2, 3, device="meta")},
+            ValueError,
+            "negative_scores must be on the device of positive_scores, cpu, was meta",
+        ),
+        (
+            {"weights": torch.ones(2, 3, device="meta")},
+            ValueError,
+            "weights must be on the device of negative_scores, cpu, was meta",
+        ),
+        (
+            {"positive_scores": torch.zeros(0), "negative_scores": torch.zeros(0, 3)},
+            ValueError,
+            "positive_scores must have at least one row, was [0]",
+        ),
+    ],
+)
+def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
+    with pytest.raises(error) as caught:
+        contrastive_loss(**{**GOOD_SCORES, **wrong})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        *temperature_errors,
+        *reduction_errors,
+        ({"anchor": None}, TypeError, "anchor must be a torch.Tensor, was NoneType"),
+        ({"positive": 1.0}, TypeError, "positive must be a torch.Tensor, was float"),
+        ({"negatives": [1.0]}, TypeError, "negatives must be a torch.Tensor, was list"),
+        ({"anchor": torch.ones(2, 3).long()}, TypeError, "anchor must have a floating-point dtype, was torch.int64"),
+        ({"positive": torch.ones(2, 3).bool()}, TypeError, "positive must have a floating-point dtype, was torch.bool"),
+        (
+            {"negatives": torch.ones(2, 3).int()},
+            TypeError,
+            "negatives must have a floating-point dtype, was torch.int32",
+        ),
+        (
+            {"positive": torch.ones(2, 3).half()},
+            TypeError,
+            "positive must have the dtype of anchor, torch.float32, was torch.float16",
+        ),
+        (
+            {"negatives": torch.ones(2, 3).double()},
+            TypeError,
+            "negatives must have the dtype of anchor, torch.float32, was torch.float64",
+        ),
+        ({"anchor": torch.ones(3)}, ValueError, "anchor must have shape [B, D], was [3]"),
+        ({"positive": torch.ones(2, 1, 3)}, ValueError, "positive must have shape [B, D], was [2, 1, 3]"),
+        ({"negatives": torch.ones(3)}, ValueError, "negatives must have shape [N, D] or [B, N, D], was [3]"),
+        ({"anchor": torch.ones(0, 3)}, ValueError, "anchor must have at least one row, was [0, 3]"),
+        ({"positive": torch.ones(1, 3)}, ValueError, "positive must have 2 rows along axis 0, was [1, 3]"),
+        ({"positive": torch.ones(2, 1)}, ValueError, "positive must have 3 features along axis 1, was [2, 1]"),
+        ({"negatives": torch.ones(5, 2)}, ValueError, "negatives must have 3 features along axis -1, was [5, 2]"),
+        ({"negatives": torch.ones(2, 4, 1)}, ValueError, "negatives must have 3 features along axis -1, was [2, 4, 1]"),
+        ({"negatives": torch.ones(3, 4, 3)}, ValueError, "negatives must have 2 anchors along axis 0, was [3, 4, 3]"),
+        (
+            {"positive": torch.ones(2, 3, device="meta")},
+            ValueError,
+            "positive must be on the device of anchor, cpu, was meta",
+        ),
+        (
+            {"negatives": torch.ones(2, 3, device="meta")},
+            ValueError,
+            "negatives must be on the device of anchor, cpu, was meta",
+        ),
+        ({"in_batch": 1}, TypeError, "in_batch must be True or False, was int"),
+        ({"symmetric": None}, TypeError, "symmetric must be True or False, was NoneType"),
+        *(
+            (
+                {"in_batch": False, "negatives": none},
+                ValueError,
+                "negatives must be given when in_batch is False: there is nothing else to contrast with",
+            )
+            for none in (None, torch.ones(0, 3), torch.ones(2, 0, 3))
+        ),
+        (
+            {"in_batch": False, "symmetric": True, "negatives": torch.ones(5, 3)},
+            ValueError,
+            "symmetric must be False when in_batch is False: a positive would have no negatives",
+        ),
+        ({"block_size": 0}, ValueError, "block_size must be an int >= 1, was 0"),
+        ({"block_size": -1}, ValueError, "block_size must be an int >= 1, was -1"),
+        ({"block_size": 2.0}, TypeError, "block_size must be an int >= 1, was float"),
+        ({"block_size": True}, TypeError, "block_size must be an int >= 1, was bool"),
+        ({"weigh": "hard"}, TypeError, "weigh must be a function or a sequence of them, item 0 was str"),
+        ({"weigh": 2}, TypeError, "weigh must be a function or a sequence of them, item 0 was int"),
+        (
+            {"weigh": [half_if_harder, None]},
+            TypeError,
+            "weigh must be a function or a sequence of them, item 1 was NoneType",
+        ),
+        ({"weigh": lambda s_p, s: s_p}, ValueError, "weigh must return weights of shape [2, 2], was [2, 1]"),
+        ({"weigh": lambda s_p, s: 1.0}, ValueError, "weigh must return weights of shape [2, 2], was float"),
+        (
+            {"weigh": [half_if_harder, lambda s_p, s: s.T], "negatives": torch.ones(1, 3)},
+            ValueError,
+            "weigh must return weights of shape [2, 3], was [3, 2]",
+        ),
+    ],
+)
+def test_info_nce_says_what_is_wrong(bad_input, wrong, error, message):
+    with pytest.raises(error) as caught:
+        info_nce(**{**GOOD_BATCH, **wrong})
+    assert str(caught.value) == message

@@ -1,0 +1,492 @@
+import math
+
+import numpy
+import pytest
+import sklearn.metrics
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
+
+HALVES = [torch.float16, torch.bfloat16]
+DTYPES = [*HALVES, torch.float32, torch.float64]
+seeds = st.integers(0, 2**32)
+
+
+# search: by hand
+
+
+def test_search_by_hand(device):
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device)
+    documents = torch.tensor([[3.0, 4.0], [1.0, 0.0], [-1.0, 6.0]], device=device)
+    # products 3, 1, -1 and 4, 0, 6; lengths 5, 1, sqrt 37
+    scores, indices = search(queries, documents, k=2)
+    assert scores.tolist() == [[3, 1], [6, 4]]
+    assert indices.tolist() == [[0, 1], [2, 0]]
+    # cosines 3/5, 1, -1/sqrt 37 and 4/5, 0, 6/sqrt 37 = 0.986
+    scores, indices = search(queries, documents, k=2, metric="cosine")
+    assert_close(scores, torch.tensor([[1.0, 3 / 5], [6 / math.sqrt(37), 4 / 5]], device=device))
+    assert indices.tolist() == [[1, 0], [2, 0]]
+
+
+# search: by a loop over Python floats
+
+
+def loop_search(queries, documents, metric):
+    """Every document for every query: (score, index), best first, equal scores by index."""
+
+    def length(x):
+        return math.sqrt(math.fsum(v * v for v in x)) if metric == "cosine" else 1.0
+
+    ranked = []
+    for q in queries:
+        products = [math.fsum(x * y for x, y in zip(q, d, strict=True)) for d in documents]
+        scores = [p / (length(q) * length(d)) for p, d in zip(products, documents, strict=True)]
+        ranked.append(sorted(zip(scores, range(len(scores)), strict=True), key=lambda hit: (-hit[0], hit[1])))
+    return ranked
+
+
+@given(seeds, st.integers(1, 7), st.one_of(st.none(), st.integers(1, 9)), st.sampled_from(["dot", "cosine"]))
+def test_search_is_the_loop_for_every_k_and_block_size(normal, seed, k, block_size, metric):
+    queries, documents = normal(seed, 3, 4), normal(seed + 1, 7, 4)
+    scores, indices = search(queries, documents, k=k, metric=metric, block_size=block_size)
+    expected = [hits[:k] for hits in loop_search(queries.tolist(), documents.tolist(), metric)]
+    assert indices.tolist() == [[i for _, i in hits] for hits in expected]
+    assert_close(scores.cpu(), torch.tensor([[s for s, _ in hits] for hits in expected], dtype=torch.float64))
+
+
+@given(st.lists(st.integers(-1, 1), min_size=6, max_size=6), st.integers(1, 6), st.integers(1, 8))
+def test_equal_scores_come_in_the_order_of_their_index(device, values, k, block_size):
+    documents = torch.tensor(values, device=device)[:, None].float()
+    scores, indices = search(torch.ones(1, 1, device=device), documents, k=k, block_size=block_size)
+    hits = list(zip(scores[0].tolist(), indices[0].tolist(), strict=True))
+    everything = sorted(zip(values, range(6), strict=True), key=lambda hit: (-hit[0], hit[1]))
+    assert [score for score, _ in hits] == [score for score, _ in everything[:k]]
+    assert all(values[i] == score for score, i in hits)
+    assert hits == sorted(hits, key=lambda hit: (-hit[0], hit[1]))
+    assert len({i for _, i in hits}) == k
+    # only which of those that tie for the last place are found is left open
+    certain = [hit for hit in everything if hit[0] > everything[k - 1][0]]
+    assert hits[: len(certain)] == certain
+    if k == 6:
+        assert hits == everything
+
+
+@pytest.mark.parametrize("block_size", [None, 300])
+def test_many_equal_scores_come_in_the_order_of_their_index(normal, block_size):
+    # enough of them that a sort which is not stable would mix them up
+    documents = normal(0, 1000, 1).round()
+    scores, indices = search(torch.ones_like(documents[:1]), documents, k=1000, block_size=block_size)
+    expected = sorted(range(1000), key=lambda i: (-documents[i].item(), i))
+    assert indices[0].tolist() == expected
+    assert torch.equal(scores[0], documents[expected, 0])
+
+
+def test_the_default_block_holds_every_document_of_a_large_corpus(normal):
+    # more than one default block of 16384: the best are the first, the last, and those around the seam
+    documents = torch.zeros(16384 + 10, 1, dtype=torch.float64, device=normal(0, 1).device)
+    for index, value in [(0, 2.0), (16383, 4.0), (16384, 5.0), (16393, 3.0)]:
+        documents[index] = value
+    scores, indices = search(torch.ones_like(documents[:1]), documents, k=4)
+    assert indices.tolist() == [[16384, 16383, 16393, 0]]
+    assert scores.tolist() == [[5, 4, 3, 2]]
+
+
+# search: edges
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+def test_half_precision_is_searched_in_float32(normal, dtype, metric):
+    queries, documents = normal(0, 3, 300, dtype=dtype), normal(1, 9, 300, dtype=dtype)
+    scores, indices = search(queries, documents, k=9, metric=metric, block_size=4)
+    exact, expected = search(queries.double(), documents.double(), k=9, metric=metric)
+    assert scores.dtype == torch.float32
+    assert torch.equal(indices, expected)
+    assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_keep_the_dtype_and_indices_are_int64(normal, dtype):
+    scores, indices = search(normal(0, 3, 4, dtype=dtype), normal(1, 5, 4, dtype=dtype), k=2)
+    assert (scores.dtype, indices.dtype) == (dtype, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_changes_no_result(normal, dtype):
+    queries, documents = normal(0, 3, 50, dtype=dtype), normal(1, 9, 50, dtype=dtype)
+    outside = search(queries, documents, k=9, block_size=4)
+    with torch.autocast(queries.device.type, dtype=torch.bfloat16):
+        assert_close(search(queries, documents, k=9, block_size=4), outside, rtol=0, atol=0)
+
+
+def test_a_zero_vector_is_found_with_cosine_0(device):
+    documents = torch.tensor([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]], device=device)
+    scores, indices = search(torch.tensor([[2.0, 0.0]], device=device), documents, k=3, metric="cosine")
+    assert (scores.tolist(), indices.tolist()) == ([[1, 0, -1]], [[2, 0, 1]])
+
+
+def test_no_query_finds_nothing(device):
+    scores, indices = search(torch.zeros(0, 2, device=device), torch.zeros(3, 2, device=device), k=2)
+    assert scores.shape == indices.shape == (0, 2)
+
+
+def test_search_records_no_gradient_and_mutates_nothing(normal):
+    queries, documents = normal(0, 3, 4).requires_grad_(), normal(1, 5, 4).requires_grad_()
+    before = queries.detach().clone(), documents.detach().clone()
+    scores, _ = search(queries, documents, k=2, block_size=2)
+    assert not scores.requires_grad
+    assert torch.equal(queries, before[0]) and torch.equal(documents, before[1])
+
+
+def test_search_compiles_without_a_graph_break(normal, bad_input):
+    queries, documents = normal(0, 3, 4), normal(1, 5, 4)
+    compiled = torch.compile(search, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(queries, documents, k=3, block_size=2), search(queries, documents, k=3))
+
+
+# The metrics: by hand
+
+
+def test_recall_by_hand(device):
+    ranked = torch.tensor([[4, 2, 7], [1, 2, 3]], device=device)
+    relevant = torch.tensor([2, 5], device=device)
+    # 2 stands second in the first row, 5 is not in the second
+    assert [recall_at_k(ranked, relevant, k=k).item() for k in (1, 2, 3)] == [0, 1 / 2, 1 / 2]
+    # of {2, 9}, 2 is found from k = 2 on; of {1, 2, 3}, k of 3
+    shares = [recall_at_k(ranked, [{2, 9}, {1, 2, 3}], k=k).item() for k in (1, 2, 3)]
+    assert shares == pytest.approx([(0 + 1 / 3) / 2, (1 / 2 + 2 / 3) / 2, (1 / 2 + 1) / 2], rel=1e-6)
+
+
+def test_mean_reciprocal_rank_by_hand(device):
+    ranked = torch.tensor([[4, 2, 7], [1, 2, 3], [3, 2, 1]], device=device)
+    # ranks 3, none, 1
+    by_hand = pytest.approx((1 / 3 + 0 + 1) / 3, rel=1e-6)
+    assert mean_reciprocal_rank(ranked, torch.tensor([7, 5, 3], device=device)).item() == by_hand
+    # the first counts: 2 before 7
+    by_hand = pytest.approx((1 / 2 + 1 / 2 + 1) / 3, rel=1e-6)
+    assert mean_reciprocal_rank(ranked, [{7, 2}, {2}, {1, 3}]).item() == by_hand
+
+
+def test_ndcg_by_hand(device):
+    ranked = torch.tensor([[4, 2, 7]], device=device)
+    # hits at ranks 1 and 3: 1/log2(2) + 1/log2(4) = 1.5; three relevant documents could give 1 + 0.6309 + 0.5
+    relevant = [{4, 7, 8}]
+    assert ndcg_at_k(ranked, relevant, k=3).item() == pytest.approx(1.5 / (1.5 + 1 / math.log2(3)), rel=1e-6)
+    # of 2 results, at most ranks 1 and 2 can be hits
+    assert ndcg_at_k(ranked, relevant, k=2).item() == pytest.approx(1 / (1 + 1 / math.log2(3)), rel=1e-6)
+    # one relevant document, at rank 2
+    by_hand = pytest.approx(1 / math.log2(3), rel=1e-6)
+    assert ndcg_at_k(ranked, torch.tensor([2], device=device), k=3).item() == by_hand
+    assert ndcg_at_k(ranked, torch.tensor([2], device=device), k=1).item() == 0
+
+
+# The metrics: by a loop over Python ints and floats
+
+
+def loop_metrics(ranked, relevant, k):
+    recall = reciprocal = ndcg = 0.0
+    for row, wanted in zip(ranked, relevant, strict=True):
+        recall += sum(document in wanted for document in row[:k]) / len(wanted)
+        reciprocal += next((1 / r for r, document in enumerate(row, 1) if document in wanted), 0.0)
+        gain = math.fsum(1 / math.log2(r + 1) for r, document in enumerate(row[:k], 1) if document in wanted)
+        ndcg += gain / math.fsum(1 / math.log2(r + 1) for r in range(1, min(k, len(wanted)) + 1))
+    return [recall / len(ranked), reciprocal / len(ranked), ndcg / len(ranked)]
+
+
+def metrics(ranked, relevant, k):
+    values = (
+        recall_at_k(ranked, relevant, k=k),
+        mean_reciprocal_rank(ranked, relevant),
+        ndcg_at_k(ranked, relevant, k=k),
+    )
+    assert all(value.ndim == 0 and value.dtype == torch.float32 for value in values)
+    return [value.item() for value in values]
+
+
+# 3 queries that rank 5 of 8 documents, and any documents as relevant
+rankings = st.lists(st.permutations(range(8)).map(lambda row: row[:5]), min_size=3, max_size=3)
+judgements = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=3, max_size=3)
+cutoffs = st.integers(1, 5)
+
+
+@given(rankings, judgements, cutoffs)
+def test_metrics_are_the_loop(device, ranked, relevant, k):
+    ours = metrics(torch.tensor(ranked, device=device), relevant, k)
+    assert ours == pytest.approx(loop_metrics(ranked, relevant, k), rel=1e-6)
+
+
+# The metrics: peers
+
+
+@given(rankings, st.lists(st.sets(st.integers(0, 7), min_size=1), min_size=3, max_size=3), cutoffs)
+def test_ndcg_agrees_with_scikit_learn(device, ranked, relevant, k):
+    # the documents that were not ranked follow in any order: a cut-off at k <= 5 does not see them
+    truth = [[float(d in wanted) for d in range(8)] for wanted in relevant]
+    scores = [[-row.index(d) if d in row else -9 - d for d in range(8)] for row in ranked]
+    theirs = sklearn.metrics.ndcg_score(truth, scores, k=k)
+    assert ndcg_at_k(torch.tensor(ranked, device=device), relevant, k=k).item() == pytest.approx(theirs, rel=1e-6)
+
+
+@given(st.lists(st.permutations(range(5)), min_size=3, max_size=3), st.lists(st.integers(0, 4), min_size=3, max_size=3))
+def test_mean_reciprocal_rank_agrees_with_scikit_learn(device, ranked, relevant):
+    # with one relevant label, the precision averaged over relevant labels is one over its rank
+    truth = [[int(d == wanted) for d in range(5)] for wanted in relevant]
+    scores = [[-row.index(d) for d in range(5)] for row in ranked]
+    theirs = sklearn.metrics.label_ranking_average_precision_score(truth, scores)
+    ours = mean_reciprocal_rank(torch.tensor(ranked, device=device), torch.tensor(relevant, device=device))
+    assert ours.item() == pytest.approx(theirs, rel=1e-6)
+
+
+# The metrics: what must hold for all rankings
+
+
+@given(rankings, st.lists(st.integers(0, 9), min_size=3, max_size=3), cutoffs)
+def test_one_document_each_is_a_set_of_one_document(device, ranked, relevant, k):
+    ranked = torch.tensor(ranked, device=device)
+    assert metrics(ranked, torch.tensor(relevant, device=device), k) == metrics(ranked, [{d} for d in relevant], k)
+
+
+@given(rankings, judgements, st.permutations(range(3)), cutoffs)
+def test_the_order_of_queries_does_not_matter(device, ranked, relevant, order, k):
+    once = metrics(torch.tensor(ranked, device=device), relevant, k)
+    again = metrics(torch.tensor([ranked[i] for i in order], device=device), [relevant[i] for i in order], k)
+    assert again == pytest.approx(once, rel=1e-6)
+
+
+@given(rankings, judgements)
+def test_metrics_lie_in_0_1_and_recall_grows_with_k(device, ranked, relevant):
+    ranked = torch.tensor(ranked, device=device)
+    assert all(0 <= value <= 1 for k in range(1, 6) for value in metrics(ranked, relevant, k))
+    recalls = [recall_at_k(ranked, relevant, k=k).item() for k in range(1, 6)]
+    assert recalls == sorted(recalls)
+
+
+@given(rankings, cutoffs)
+def test_a_perfect_ranking_scores_1(device, ranked, k):
+    relevant = [set(row[:k]) for row in ranked]
+    assert metrics(torch.tensor(ranked, device=device), relevant, k) == [1, 1, 1]
+
+
+# The metrics: edges
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_indices_may_have_any_integer_dtype(device, dtype):
+    ranked = torch.tensor([[4, 2, 7]], device=device)
+    expected = metrics(ranked, torch.tensor([2], device=device), 2)
+    assert metrics(ranked.to(dtype), torch.tensor([2], dtype=dtype, device=device), 2) == expected
+    assert metrics(ranked.to(dtype), [{2}], 2) == expected
+
+
+@pytest.mark.parametrize(
+    "relevant",
+    [[[2, 7], [3]], [(7, 2, 2), range(3, 4)], ({7, 2}, frozenset([3])), [numpy.array([2, 7]), {3: "three"}]],
+)
+def test_relevant_documents_may_come_in_any_collection(device, bad_input, relevant):
+    ranked = torch.tensor([[4, 2, 7], [1, 2, 3]], device=device)
+    assert metrics(ranked, relevant, 2) == metrics(ranked, [{2, 7}, {3}], 2)
+
+
+def test_metrics_mutate_nothing(device):
+    ranked, relevant = torch.tensor([[4, 2, 7]], device=device), [{2, 7}]
+    metrics(ranked, relevant, 2)
+    assert ranked.tolist() == [[4, 2, 7]] and relevant == [{2, 7}]
+
+
+# DualEncoder
+
+
+def test_a_shared_encoder_encodes_both(normal):
+    encoder = nn.Linear(3, 2, dtype=torch.float64, device=normal(0, 1).device)
+    model = DualEncoder(encoder)
+    x = normal(0, 4, 3)
+    assert torch.equal(model.encode_queries(x), encoder(x))
+    assert torch.equal(model.encode_documents(x), encoder(x))
+    assert len(list(model.parameters())) == 2
+    assert set(model.state_dict()) == {
+        "query_encoder.weight", "query_encoder.bias", "document_encoder.weight", "document_encoder.bias"
+    }  # fmt: skip
+
+
+def test_separate_encoders_encode_one_each(normal):
+    device = normal(0, 1).device
+    f_q = nn.Linear(3, 2, dtype=torch.float64, device=device)
+    f_d = nn.Linear(5, 2, bias=False, dtype=torch.float64, device=device)
+    model = DualEncoder(f_q, f_d)
+    queries, documents = normal(0, 4, 3), normal(1, 6, 5)
+    for embeddings, expected in zip(model(queries, documents), (f_q(queries), f_d(documents)), strict=True):
+        assert torch.equal(embeddings, expected)
+    assert torch.equal(model.encode_queries(queries), f_q(queries))
+    assert torch.equal(model.encode_documents(documents), f_d(documents))
+    assert len(list(model.parameters())) == 3
+    assert set(model.state_dict()) == {"query_encoder.weight", "query_encoder.bias", "document_encoder.weight"}
+
+
+def test_the_score_is_the_inner_product_of_the_embeddings(device):
+    # f_q doubles, f_d is the identity: 2 * (1*3 + 2*4) = 22
+    f_q, f_d = nn.Linear(2, 2, bias=False, device=device), nn.Identity()
+    nn.init.eye_(f_q.weight)
+    f_q.weight.data *= 2
+    model = DualEncoder(f_q, f_d)
+    queries = torch.tensor([[1.0, 2.0]], device=device)
+    documents = torch.tensor([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], device=device)
+    assert model.score(queries, documents).tolist() == [[22, 4, 2]]
+
+
+def test_further_arguments_reach_the_encoder(device):
+    class Bag(nn.Module):
+        def forward(self, tokens, offsets, *, scale=1.0):
+            return scale * (tokens + offsets)
+
+    model = DualEncoder(Bag())
+    one = torch.ones(2, 2, device=device)
+    assert torch.equal(model.encode_queries(one, one, scale=3.0), 6 * one)
+    assert torch.equal(model.encode_documents(one, offsets=2 * one), 3 * one)
+
+
+def test_a_step_on_info_nce_moves_both_encoders_and_lowers_the_loss(normal):
+    device = normal(0, 1).device
+    torch.manual_seed(0)
+    model = DualEncoder(nn.Linear(3, 4), nn.Linear(5, 4)).to(device)
+    queries, documents = normal(0, 8, 3, dtype=torch.float32), normal(1, 8, 5, dtype=torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = [p.detach().clone() for p in model.parameters()]
+    losses = []
+    for _ in range(2):
+        losses.append(info_nce(*model(queries, documents), temperature=0.5))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+    assert all((p != q).any() for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_loaded_state_scores_the_same(normal):
+    saved, fresh = (DualEncoder(nn.Linear(3, 2), nn.Linear(3, 2)).to(normal(0, 1)) for _ in range(2))
+    queries, documents = normal(0, 4, 3), normal(1, 5, 3)
+    assert not torch.equal(fresh.score(queries, documents), saved.score(queries, documents))
+    fresh.load_state_dict(saved.state_dict())
+    assert torch.equal(fresh.score(queries, documents), saved.score(queries, documents))
+
+
+# What is refused, and how
+
+
+@pytest.mark.parametrize(
+    "encoders, message",
+    [
+        ((None,), "query_encoder must be a torch.nn.Module, was NoneType"),
+        ((len,), "query_encoder must be a torch.nn.Module, was builtin_function_or_method"),
+        ((nn.Identity(), "bert"), "document_encoder must be a torch.nn.Module, was str"),
+        ((nn.Identity(), False), "document_encoder must be a torch.nn.Module, was bool"),
+    ],
+)
+def test_dual_encoder_says_what_is_wrong(bad_input, encoders, message):
+    with pytest.raises(TypeError) as caught:
+        DualEncoder(*encoders)
+    assert str(caught.value) == message
+
+
+three, two = torch.zeros(3, 4), torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"queries": [[0.0] * 4]}, TypeError, "queries must be a torch.Tensor, was list"),
+        ({"documents": None}, TypeError, "documents must be a torch.Tensor, was NoneType"),
+        ({"queries": two.long()}, TypeError, "queries must have a floating-point dtype, was torch.int64"),
+        ({"documents": three.bool()}, TypeError, "documents must have a floating-point dtype, was torch.bool"),
+        (
+            {"documents": three.half()},
+            TypeError,
+            "documents must have the dtype of queries, torch.float32, was torch.float16",
+        ),
+        (
+            {"documents": three.to("meta")},
+            ValueError,
+            "documents must be on the device of queries, cpu, was meta",
+        ),
+        ({"queries": torch.zeros(4)}, ValueError, "queries must have shape [Q, D], was [4]"),
+        ({"documents": three[None]}, ValueError, "documents must have shape [N, D], was [1, 3, 4]"),
+        ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have 4 features along axis 1, was [3, 5]"),
+        ({"k": 0}, ValueError, "k must be an int >= 1 and <= 3 (the number of documents), was 0"),
+        ({"k": 4}, ValueError, "k must be an int >= 1 and <= 3 (the number of documents), was 4"),
+        ({"k": 1.0}, TypeError, "k must be an int >= 1 and <= 3 (the number of documents), was float"),
+        ({"k": True}, TypeError, "k must be an int >= 1 and <= 3 (the number of documents), was bool"),
+        (
+            {"documents": torch.zeros(0, 4)},
+            ValueError,
+            "k must be an int >= 1 and <= 0 (the number of documents), was 1",
+        ),
+        ({"metric": "l2"}, ValueError, "metric must be one of 'dot', 'cosine', was 'l2'"),
+        ({"block_size": 0}, ValueError, "block_size must be an int >= 1, was 0"),
+        ({"block_size": 8.0}, TypeError, "block_size must be an int >= 1, was float"),
+        ({"block_size": "all"}, TypeError, "block_size must be an int >= 1, was str"),
+    ],
+)
+def test_search_says_what_is_wrong(bad_input, wrong, error, message):
+    with pytest.raises(error) as caught:
+        search(**{"queries": two, "documents": three, "k": 1, **wrong})
+    assert str(caught.value) == message
+
+
+ranked = torch.tensor([[4, 2, 7], [1, 2, 3]])
+
+
+@pytest.mark.parametrize("metric", [recall_at_k, mean_reciprocal_rank, ndcg_at_k])
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"ranked": [[4, 2, 7]]}, TypeError, "ranked must be a tensor of integers, was list"),
+        ({"ranked": ranked.float()}, TypeError, "ranked must be a tensor of integers, was torch.float32"),
+        ({"ranked": ranked.bool()}, TypeError, "ranked must be a tensor of integers, was torch.bool"),
+        ({"ranked": ranked.cfloat()}, TypeError, "ranked must be a tensor of integers, was torch.complex64"),
+        ({"ranked": ranked[0]}, ValueError, "ranked must have shape [Q, n], neither 0, was [3]"),
+        ({"ranked": ranked[None]}, ValueError, "ranked must have shape [Q, n], neither 0, was [1, 2, 3]"),
+        ({"ranked": ranked[:0]}, ValueError, "ranked must have shape [Q, n], neither 0, was [0, 3]"),
+        ({"ranked": ranked[:, :0]}, ValueError, "ranked must have shape [Q, n], neither 0, was [2, 0]"),
+        ({"relevant": torch.ones(2)}, TypeError, "relevant must hold integers, was torch.float32"),
+        ({"relevant": torch.ones(2).cfloat()}, TypeError, "relevant must hold integers, was torch.complex64"),
+        ({"relevant": torch.ones(2).bool()}, TypeError, "relevant must hold integers, was torch.bool"),
+        ({"relevant": ranked}, ValueError, "relevant must have shape [2], was [2, 3]"),
+        ({"relevant": torch.tensor([2])}, ValueError, "relevant must have shape [2], was [1]"),
+        (
+            {"relevant": torch.tensor([2, 5], device="meta")},
+            ValueError,
+            "relevant must be on the device of ranked, cpu, was meta",
+        ),
+        ({"relevant": 2}, TypeError, "relevant must be a tensor or a sequence of collections, was int"),
+        ({"relevant": [{2}]}, ValueError, "relevant must have one collection for each of 2 queries, was 1"),
+        ({"relevant": [{2}] * 3}, ValueError, "relevant must have one collection for each of 2 queries, was 3"),
+        ({"relevant": [{2}, 5]}, TypeError, "relevant must hold a collection for every query, item 1 was int"),
+        ({"relevant": [set(), {2}]}, ValueError, "relevant must have a document for every query, item 0 was empty"),
+        ({"relevant": [{2}, {2.0}]}, TypeError, "relevant must hold ints, item 1 had a float"),
+        ({"relevant": [{2}, [False]]}, TypeError, "relevant must hold ints, item 1 had a bool"),
+        ({"relevant": [["4"], {2}]}, TypeError, "relevant must hold ints, item 0 had a str"),
+    ],
+)
+def test_metrics_say_what_is_wrong(bad_input, metric, wrong, error, message):
+    options = {} if metric is mean_reciprocal_rank else {"k": 1}
+    with pytest.raises(error) as caught:
+        metric(**{"ranked": ranked, "relevant": torch.tensor([2, 5]), **options, **wrong})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("metric", [recall_at_k, ndcg_at_k])
+@pytest.mark.parametrize(
+    "k, error, message",
+    [
+        (0, ValueError, "k must be an int >= 1 and <= 3 (the number of results in ranked), was 0"),
+        (4, ValueError, "k must be an int >= 1 and <= 3 (the number of results in ranked), was 4"),
+        (None, TypeError, "k must be an int >= 1 and <= 3 (the number of results in ranked), was NoneType"),
+    ],
+)
+def test_a_wrong_k_says_what_is_wrong(bad_input, metric, k, error, message):
+    with pytest.raises(error) as caught:
+        metric(ranked, torch.tensor([2, 5]), k=k)
+    assert str(caught.value) == message
