@@ -8,8 +8,9 @@ inside nothing was shown. The claim then holds, holds when ..., or does not hold
 >>> measured("claim-demo", "Warm water rises", experiment="a glass, 5 tries",
 ...          effects={"heated": [1.0, 1.2, 0.9, 1.1, 1.0], "cooled": [-1.0, -0.9, -1.1, -1.0, -1.2]})
 Claim: Warm water rises
-  heated: +1.040 ± 0.114 over 5 seeds, as claimed
-  cooled: -1.040 ± 0.114 over 5 seeds, the opposite
+  heated: +1.040 ± 0.114, as claimed
+  cooled: -1.040 ± 0.114, the opposite
+  (mean ± sd over 5 seeds)
 Verdict: holds when heated
 """
 
@@ -34,6 +35,7 @@ class Claim:
     statement: str
     experiment: str
     cases: tuple[tuple[str, str, str], ...]
+    measure: str
     reason: str
 
     @property
@@ -47,7 +49,7 @@ class Claim:
     def __repr__(self) -> str:
         lines = [f"Claim: {self.statement}"]
         lines += [f"  {condition}: {effect}, {outcome}" for condition, effect, outcome in self.cases]
-        return "\n".join([*lines, f"Verdict: {self.verdict}"])
+        return "\n".join([*lines, f"  ({self.measure})", f"Verdict: {self.verdict}"])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         rows = "".join(
@@ -56,7 +58,8 @@ class Claim:
         page = (
             f'<div class="claim"><p><strong>Claim.</strong> {html.escape(self.statement)}.<br>'
             f"<strong>Verdict: {html.escape(self.verdict)}.</strong> {html.escape(self.reason)}</p>"
-            f"<table><thead><tr><th>Case</th><th>Effect</th><th>Outcome</th></tr></thead>"
+            f"<table><thead><tr><th>Case</th><th>{html.escape(self.measure)}</th>"
+            f"<th>Outcome</th></tr></thead>"
             f"<tbody>{rows}</tbody></table></div>"
         )
         return {"text/html": page, "text/plain": repr(self), MIME: {**asdict(self), "verdict": self.verdict}}
@@ -79,20 +82,22 @@ def measured(
     """
     if not effects:
         raise ValueError("effects must have at least one case, was empty")
+    counts = {len(values) for values in effects.values()}
+    if len(counts) > 1 or min(counts) < 5:
+        was = ", ".join(f"{len(values)} for {condition!r}" for condition, values in effects.items())
+        raise ValueError(f"effects must have one number for each of the same 5 or more seeds, had {was}")
     cases = []
     for condition, values in effects.items():
         x = np.asarray(values, dtype=float)
-        if x.ndim != 1 or len(x) < 5:
-            raise ValueError(f"effects must have one number for each of at least 5 seeds, {condition!r} had {x.shape}")
         mean, deviation = x.mean(), x.std(ddof=1)
         half = student.ppf(0.975, len(x) - 1) * deviation / len(x) ** 0.5
         if bound:
             outcome = AS_CLAIMED if (x >= 0).all() else OPPOSITE
         else:
             outcome = AS_CLAIMED if mean - half > 0 else OPPOSITE if mean + half < 0 else NOT_SHOWN
-        effect = f"{mean:+.3f} ± {deviation:.3f}{unit and ' ' + unit} over {len(x)} seeds"
-        cases.append((condition, effect, outcome))
-    return Claim(label, statement, experiment, tuple(cases), reason)
+        cases.append((condition, f"{mean:+.3f} ± {deviation:.3f}", outcome))
+    measure = f"{unit and unit + ', '}mean ± sd over {counts.pop()} seeds"
+    return Claim(label, statement, experiment, tuple(cases), measure, reason)
 
 
 def computed(
@@ -100,7 +105,8 @@ def computed(
 ) -> Claim:
     """A claim about a number or a formula: what the notes say, and what the computation gave."""
     outcome = AS_CLAIMED if said == found else OPPOSITE
-    return Claim(label, statement, experiment, ((f"the notes say {said}", f"computed {found}", outcome),), reason)
+    cases = ((f"the notes say {said}", f"computed {found}", outcome),)
+    return Claim(label, statement, experiment, cases, "value", reason)
 
 
 def claims(notebook: Path) -> list[dict]:
@@ -117,6 +123,7 @@ def table(chapters: Path) -> str:
         for claim in claims(notebook):
             link = f"{{ref}}`{claim['statement']} <{claim['label']}>`"
             effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
+            effects = f"{effects}<br>*{claim['measure']}*"
             cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
             verdicts.append(claim["verdict"])

@@ -55,7 +55,8 @@ def test_a_computed_claim_compares_what_is_printed(found, verdict):
     ("effects", "message"),
     [
         ({}, "effects must have at least one case, was empty"),
-        ({"a": [1.0] * 4}, r"at least 5 seeds, 'a' had \(4,\)"),
+        ({"a": [1.0] * 4}, "the same 5 or more seeds, had 4 for 'a'"),
+        ({"a": [1.0] * 5, "b": [1.0] * 6}, "the same 5 or more seeds, had 5 for 'a', 6 for 'b'"),
     ],
 )
 def test_too_little_is_refused(effects, message):
@@ -76,7 +77,7 @@ def test_the_table_is_read_from_stored_outputs(tmp_path):
     (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     table = evidence.table(tmp_path)
     assert "2 statements have been tested: 1 hold, 0 hold under a condition, 1 do not hold." in table
-    assert "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000 m over 5 seeds | none |" in table
+    assert "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |" in table
 
 
 def test_html_in_a_statement_is_text():
