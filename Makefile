@@ -4,13 +4,15 @@
 PYTHON ?= python3
 
 ifeq ($(OS),Windows_NT)
-BIN := .venv/Scripts
+SCRIPTS := Scripts
 else
-BIN := .venv/bin
+SCRIPTS := bin
 endif
+BIN := .venv/$(SCRIPTS)
+PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
 
-.PHONY: book serve test notebooks clean
+.PHONY: book serve test peers coverage mutants notebooks clean
 
 book: $(INSTALLED)
 	$(BIN)/python -m mathlib.book build
@@ -21,14 +23,39 @@ serve: book
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+peers: .venv-peers/installed
+	$(PEERS)/python -m pytest tests/peers -n 0
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_*.py --cov
+
+mutants: .venv/installed-mutmut
+	$(BIN)/python tests/mutants.py
+
 notebooks: $(INSTALLED)
 	$(BIN)/python -m mathlib.book execute
 
 clean:
-	rm -rf _build .venv
+	rm -rf _build .venv .venv-peers mutants
+
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"PYTHON must be Python 3.11, 3.12 or 3.13, was {v}: make PYTHON=python3.13 ...")'
+endef
 
 $(INSTALLED): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"PYTHON must be Python 3.11, 3.12 or 3.13, was {v}: make PYTHON=python3.13 ...")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+.venv/installed-mutmut: requirements-mutmut.txt $(INSTALLED)
+	$(BIN)/python -m pip install -r requirements-mutmut.txt
+	touch $@
+
+# The second list is complete: --no-deps keeps out what a peer would bring of its own, another torch above all.
+.venv-peers/installed: requirements-peers.txt requirements.txt pyproject.toml
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install -r requirements.txt
+	$(PEERS)/python -m pip install --no-deps -r requirements-peers.txt
 	touch $@

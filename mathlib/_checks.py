@@ -7,15 +7,22 @@ are, so no check makes a GPU wait.
 import math
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 
-def check_tensor(name: str, value: object, *shapes: str) -> None:
-    """Raise unless value is a floating-point tensor of as many axes as one of the shapes."""
+def check_tensor(name: str, value: object, *shapes: str, kinds: tuple[str, ...] = ("a floating-point",)) -> None:
+    """Raise unless value is a tensor of one of the kinds, of as many axes as one of the shapes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, was {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must have a floating-point dtype, was {value.dtype}")
+    if value.is_floating_point():
+        kind = "a floating-point"
+    elif value.dtype == torch.bool:
+        kind = "a bool"
+    else:
+        kind = "a complex" if value.is_complex() else "an integer"
+    if kind not in kinds:
+        raise TypeError(f"{name} must have {' or '.join(kinds)} dtype, was {value.dtype}")
     if shapes and value.ndim not in [len(shape.split()) for shape in shapes]:
         wanted = " or ".join(f"[{', '.join(shape.split())}]" for shape in shapes)
         raise ValueError(f"{name} must have shape {wanted}, was {list(value.shape)}")
@@ -36,24 +43,31 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
 
 
 def check_number(
-    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> None:
-    """Raise unless value is a finite real number with above < value and least <= value <= most."""
+    """Raise unless value is a finite real number with above < value < below and least <= value <= most."""
     limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
-    limits += [f"<= {most:g}"] * (most < math.inf)
+    limits += [f"<= {most:g}"] * (most < math.inf) + [f"< {below:g}"] * (below < math.inf)
     wanted = " and ".join(["a finite number", *limits])
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
-    if not (math.isfinite(value) and above < value and least <= value <= most):
+    # not math.isfinite: torch.compile cannot trace it once a schedule changes the number
+    if not (-math.inf < value < math.inf and above < value < below and least <= value <= most):  # type: ignore[operator]
         raise ValueError(f"{name} must be {wanted}, was {value}")
 
 
-def check_count(name: str, value: object, *, most: int | None = None, most_meaning: str = "") -> None:
-    """Raise unless value is an int with 1 <= value <= most."""
-    wanted = "an int >= 1" + (f" and <= {most} ({most_meaning})" if most is not None else "")
+def check_count(name: str, value: object, *, least: int = 1, most: int | None = None, most_meaning: str = "") -> None:
+    """Raise unless value is an int with least <= value <= most."""
+    wanted = f"an int >= {least}" + (f" and <= {most} ({most_meaning})" if most is not None else "")
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
-    if value < 1 or (most is not None and value > most):
+    if value < least or (most is not None and value > most):  # type: ignore[operator]
         raise ValueError(f"{name} must be {wanted}, was {value}")
 
 

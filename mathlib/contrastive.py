@@ -21,6 +21,7 @@ tensor(0.)
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -94,8 +95,7 @@ def contrastive_loss(
             )
         if weights.device != negative_scores.device:
             raise ValueError(
-                f"weights must be on the device of negative_scores, {negative_scores.device}, "
-                f"was {weights.device}"
+                f"weights must be on the device of negative_scores, {negative_scores.device}, was {weights.device}"
             )
     check_temperature(temperature, positive_scores)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -107,17 +107,23 @@ def row_losses(
     positive_scores: Tensor, negative_scores: Tensor, weights: Tensor | None, temperature: float | Tensor
 ) -> Tensor:
     """log(1 + sum_i w_i exp((s_i - s_p) / t)) for each row: [B], [B, N] -> [B]."""
+    logits = relative_logits(positive_scores, negative_scores, weights, temperature)
+    dead = logits.isneginf().all(dim=1)
+    # autograd of logsumexp gives NaN where a whole row is -inf
+    others = logits.masked_fill(dead[:, None], 0.0).logsumexp(dim=1).masked_fill(dead, -torch.inf)
+    return torch.logaddexp(others, torch.zeros_like(others))
+
+
+def relative_logits(
+    positive_scores: Tensor, negative_scores: Tensor, weights: Tensor | None, temperature: float | Tensor
+) -> Tensor:
+    """(s_i - s_p) / t + log w_i, the logits of the negatives when the positive's is 0: [B], [B, N] -> [B, N]."""
     # the difference first: at temperature 1e-3 the quotients have lost the digits that matter
     gone = negative_scores == -torch.inf
-    margins = (negative_scores.masked_fill(gone, 0.0) - positive_scores[:, None]) / temperature
+    logits = (negative_scores.masked_fill(gone, 0.0) - positive_scores[:, None]) / temperature
     # -inf only now: divided by a temperature that learns, it would give that one the gradient 0 * inf
-    margins = margins.masked_fill(gone, -torch.inf)
-    if weights is not None:
-        margins = margins + weights.detach().to(margins.dtype).log()
-    dead = margins.isneginf().all(dim=1)
-    # autograd of logsumexp gives NaN where a whole row is -inf
-    others = margins.masked_fill(dead[:, None], 0.0).logsumexp(dim=1).masked_fill(dead, -torch.inf)
-    return torch.logaddexp(others, torch.zeros_like(others))
+    logits = logits.masked_fill(gone, -torch.inf)
+    return logits if weights is None else logits + weights.detach().to(logits.dtype).log()
 
 
 def info_nce(
@@ -179,22 +185,10 @@ def info_nce(
 
     Chapter: 01_infonce (eq. info-nce-batch)
     """
-    check_tensor("anchor", anchor, "B D")
-    check_rows("anchor", anchor)
-    check_tensor("positive", positive, "B D")
-    check_alike("positive", positive, "anchor", anchor)
-    check_size("positive", positive, 0, anchor.shape[0], "rows")
-    check_size("positive", positive, 1, anchor.shape[1], "features")
+    check_embeddings("", anchor, positive, negatives)
     check_flag("in_batch", in_batch)
     check_flag("symmetric", symmetric)
-    if negatives is not None:
-        check_tensor("negatives", negatives, "N D", "B N D")
-        check_alike("negatives", negatives, "anchor", anchor)
-        check_size("negatives", negatives, -1, anchor.shape[1], "features")
-        if negatives.ndim == 3:
-            check_size("negatives", negatives, 0, anchor.shape[0], "anchors")
-    if not in_batch and (negatives is None or negatives.shape[-2] == 0):
-        raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
+    check_any_negatives(negatives, in_batch)
     if symmetric and not in_batch:
         raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
     check_temperature(temperature, anchor)
@@ -207,49 +201,61 @@ def info_nce(
             raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
 
     a, p = unit(anchor), unit(positive)
-    pool, own = None, None
-    if negatives is not None and negatives.ndim == 3 and not in_batch:
-        own = unit(negatives)
-    elif negatives is not None:
-        pool = unit(negatives).flatten(0, -2)
-    if in_batch:
-        pool = p if pool is None else torch.cat([p, pool])
-    losses = directed(a, p, pool, own, in_batch, rules, temperature, block_size)
+    there = Batch(a, p, None if negatives is None else unit(negatives), in_batch)
+    losses = weighted_losses(there, rules, temperature, block_size)
     if symmetric:
-        losses = (losses + directed(p, a, a, None, True, rules, temperature, block_size)) / 2
+        back = Batch(p, a, None, True)
+        losses = (losses + weighted_losses(back, rules, temperature, block_size)) / 2
     return reduced(losses, reduction)
 
 
-def directed(
-    anchor: Tensor,
-    positive: Tensor,
-    pool: Tensor | None,
-    own: Tensor | None,
-    in_batch: bool,
-    rules: list[Rule],
-    temperature: float | Tensor,
-    block_size: int | None,
-) -> Tensor:
-    """The loss of each anchor against a shared pool [C, D] or its own negatives [B, N, D].
+class Batch(NamedTuple):
+    """Embeddings of unit length, and who is compared with whom."""
 
-    Embeddings have unit length. With in_batch, row b of the pool is anchor b's own positive.
+    anchor: Tensor
+    positive: Tensor
+    negatives: Tensor | None
+    in_batch: bool
+    among: tuple[Tensor, ...] = ()
+    """Further blocks of candidates: of each [B, D], row b against all other rows."""
+
+
+def scored(batch: Batch, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the anchors from first to last: the positive's [R], the candidates' [R, C], and which
+    of the candidates [R, C] is the positive itself, or in a further block the row itself: it reads -inf.
     """
+    a, negatives = batch.anchor[first:last], batch.negatives
+    blocks = [products(a, batch.positive)] if batch.in_batch else []
+    blocks += [products(x[first:last], x) for x in batch.among]
+    itself = [torch.zeros_like(block, dtype=torch.bool) for block in blocks]
+    for mask in itself:
+        mask.diagonal(first).fill_(True)
+    # read off the product: computed apart, it would not tie with its copies among the candidates
+    positive_scores = blocks[0].diagonal(first) if blocks else (a * batch.positive[first:last]).sum(dim=1)
+    if negatives is not None:
+        if negatives.ndim == 3 and not batch.in_batch:
+            blocks.append(products(a[:, None], negatives[first:last])[:, 0])
+        else:
+            blocks.append(products(a, negatives.flatten(0, -2)))
+        itself.append(torch.zeros_like(blocks[-1], dtype=torch.bool))
+    mask = itself[0] if len(itself) == 1 else torch.cat(itself, dim=1)
+    scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+    return positive_scores, scores.masked_fill(mask, -torch.inf), mask
+
+
+def weighted_losses(batch: Batch, rules: list[Rule], temperature: float | Tensor, block_size: int | None) -> Tensor:
+    """The loss of each anchor of the batch, its candidates weighted by the rules."""
 
     def rows(first: int, last: int) -> Tensor:
-        a = anchor[first:last]
-        scores = products(a, pool) if own is None else products(a[:, None], own[first:last])[:, 0]
-        is_positive = torch.zeros_like(scores, dtype=torch.bool)
-        if in_batch:
-            # read off the product: computed apart, it would not tie with its copies among the candidates
-            positive_scores = scores.diagonal(first)
-            is_positive.diagonal(first).fill_(True)
-            scores = scores.masked_fill(is_positive, -torch.inf)
-        else:
-            positive_scores = (a * positive[first:last]).sum(dim=1)
-        weights = weighted(positive_scores, scores, is_positive, rules)
+        positive_scores, scores, itself = scored(batch, first, last)
+        weights = weighted(positive_scores, scores, itself, rules)
         return row_losses(positive_scores, scores, weights, temperature)
 
-    size = len(anchor)
+    return by_blocks(rows, len(batch.anchor), block_size)
+
+
+def by_blocks(rows: Callable[[int, int], Tensor], size: int, block_size: int | None) -> Tensor:
+    """rows(first, last) for blocks of rows, put together."""
     if block_size is None or block_size >= size:
         return rows(0, size)
     # without checkpoint, every block's scores would wait for the backward pass: all of B x C after all
@@ -260,10 +266,8 @@ def directed(
     return torch.cat(blocks)
 
 
-def weighted(
-    positive_scores: Tensor, candidate_scores: Tensor, is_positive: Tensor, rules: list[Rule]
-) -> Tensor | None:
-    """The product of the rules' weights; 1 where the candidate is the row's own positive."""
+def weighted(positive_scores: Tensor, candidate_scores: Tensor, itself: Tensor, rules: list[Rule]) -> Tensor | None:
+    """The product of the rules' weights; 1 where the candidate is the row's own positive (or the row itself)."""
     if not rules:
         return None
     with torch.no_grad():
@@ -272,16 +276,37 @@ def weighted(
             given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:
                 was = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
-                raise ValueError(
-                    f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}"
-                )
+                raise ValueError(f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}")
             weights = weights * given
-        return weights.masked_fill(is_positive, 1.0)
+        return weights.masked_fill(itself, 1.0)
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
     """The mean or the sum of the rows' losses, or the losses themselves."""
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+def check_embeddings(prefix: str, anchor: Tensor, positive: Tensor, negatives: Tensor | None) -> None:
+    """Raise unless the three fit together; their names in the messages get the prefix."""
+    names = [f"{prefix}{name}" for name in ("anchor", "positive", "negatives")]
+    check_tensor(names[0], anchor, "B D")
+    check_rows(names[0], anchor)
+    check_tensor(names[1], positive, "B D")
+    check_alike(names[1], positive, names[0], anchor)
+    check_size(names[1], positive, 0, anchor.shape[0], "rows")
+    check_size(names[1], positive, 1, anchor.shape[1], "features")
+    if negatives is not None:
+        check_tensor(names[2], negatives, "N D", "B N D")
+        check_alike(names[2], negatives, names[0], anchor)
+        check_size(names[2], negatives, -1, anchor.shape[1], "features")
+        if negatives.ndim == 3:
+            check_size(names[2], negatives, 0, anchor.shape[0], "anchors")
+
+
+def check_any_negatives(negatives: Tensor | None, in_batch: bool) -> None:
+    """Raise if an anchor could have no candidates but its positive, whatever the batch."""
+    if not in_batch and (negatives is None or negatives.shape[-2] == 0):
+        raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
 
 
 def check_rows(name: str, value: Tensor) -> None:
@@ -290,12 +315,12 @@ def check_rows(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must have at least one row, was {list(value.shape)}")
 
 
-def check_temperature(temperature: object, other: Tensor) -> None:
+def check_temperature(temperature: object, other: Tensor, *, name: str = "temperature") -> None:
     """Raise unless temperature is a number > 0 or a 0-d floating-point tensor on other's device."""
     if not isinstance(temperature, Tensor):
-        return check_number("temperature", temperature, above=0)
-    check_tensor("temperature", temperature)
+        return check_number(name, temperature, above=0)
+    check_tensor(name, temperature)
     if temperature.ndim:
-        raise ValueError(f"temperature must be a number or a 0-d tensor, was {list(temperature.shape)}")
+        raise ValueError(f"{name} must be a number or a 0-d tensor, was {list(temperature.shape)}")
     if temperature.device != other.device:
-        raise ValueError(f"temperature must be on the device of the scores, {other.device}, was {temperature.device}")
+        raise ValueError(f"{name} must be on the device of the scores, {other.device}, was {temperature.device}")

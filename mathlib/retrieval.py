@@ -14,7 +14,7 @@ tensor(0.)
 tensor(0.5000)
 """
 
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Callable, Collection, Sequence, Sized
 from numbers import Integral
 
 import torch
@@ -126,14 +126,22 @@ def search(
     prepare = unit if metric == "cosine" else wide
     with torch.no_grad():
         prepared = prepare(queries)
-        best, indices = None, None
-        for first in range(0, len(documents), block_size or 16384):
-            block = prepare(documents[first : first + (block_size or 16384)])
-            values, found = products(prepared, block).topk(min(k, len(block)), dim=1)
-            found = found + first
-            if best is not None:
-                values, found = torch.cat([best, values], dim=1), torch.cat([indices, found], dim=1)
-            best, indices = ordered(values, found, k)
+        return best_of_blocks(
+            lambda first, last: products(prepared, prepare(documents[first:last])),
+            len(documents),
+            k,
+            block_size or 16384,
+        )
+
+
+def best_of_blocks(scores: Callable[[int, int], Tensor], size: int, k: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """The k best of `size` documents, scores and indices, where scores(first, last) is that block's [Q, block]."""
+    best = scores(0, 0)  # [Q, 0]
+    indices = best.long()
+    for first in range(0, size, block_size):
+        block = scores(first, first + block_size)
+        values, found = block.topk(min(k, block.shape[1]), dim=1)
+        best, indices = ordered(torch.cat([best, values], dim=1), torch.cat([indices, found + first], dim=1), k)
     return best, indices
 
 
@@ -252,34 +260,39 @@ def judged(ranked: Tensor, relevant: Relevant) -> tuple[Tensor, Tensor]:
         raise TypeError(f"ranked must be a tensor of integers, was {was}")
     if ranked.ndim != 2 or 0 in ranked.shape:
         raise ValueError(f"ranked must have shape [Q, n], neither 0, was {list(ranked.shape)}")
-    if isinstance(relevant, Tensor):
-        if not holds_integers(relevant):
-            raise TypeError(f"relevant must hold integers, was {relevant.dtype}")
-        if relevant.shape != ranked.shape[:1]:
-            raise ValueError(f"relevant must have shape [{len(ranked)}], was {list(relevant.shape)}")
-        if relevant.device != ranked.device:
-            raise ValueError(f"relevant must be on the device of ranked, {ranked.device}, was {relevant.device}")
-        return ranked == relevant[:, None], torch.ones_like(relevant)
-    if not isinstance(relevant, Sized):
-        raise TypeError(f"relevant must be a tensor or a sequence of collections, was {type(relevant).__name__}")
-    if len(relevant) != len(ranked):
-        raise ValueError(f"relevant must have one collection for each of {len(ranked)} queries, was {len(relevant)}")
-    for q, documents in enumerate(relevant):
+    wanted, counts = listed("relevant", relevant, len(ranked), "ranked", ranked)
+    return (ranked[:, :, None] == wanted[:, None, :]).any(dim=2), counts
+
+
+def listed(name: str, given: Relevant, queries: int, other_name: str, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Each query's documents [Q, n], and how many of them differ [Q], on other's device."""
+    if isinstance(given, Tensor):
+        if not holds_integers(given):
+            raise TypeError(f"{name} must hold integers, was {given.dtype}")
+        if given.shape != (queries,):
+            raise ValueError(f"{name} must have shape [{queries}], was {list(given.shape)}")
+        if given.device != other.device:
+            raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, was {given.device}")
+        return given[:, None], torch.ones_like(given)
+    if not isinstance(given, Sized):
+        raise TypeError(f"{name} must be a tensor or a sequence of collections, was {type(given).__name__}")
+    if len(given) != queries:
+        raise ValueError(f"{name} must have one collection for each of {queries} queries, was {len(given)}")
+    for q, documents in enumerate(given):
         if not isinstance(documents, Collection):
-            raise TypeError(f"relevant must hold a collection for every query, item {q} was {type(documents).__name__}")
-    sets = [set(documents) for documents in relevant]
+            raise TypeError(f"{name} must hold a collection for every query, item {q} was {type(documents).__name__}")
+    sets = [set(documents) for documents in given]
     for q, documents in enumerate(sets):
         if not documents:
-            raise ValueError(f"relevant must have a document for every query, item {q} was empty")
+            raise ValueError(f"{name} must have a document for every query, item {q} was empty")
         for document in documents:
             if isinstance(document, bool) or not isinstance(document, Integral):
-                raise TypeError(f"relevant must hold ints, item {q} had a {type(document).__name__}")
+                raise TypeError(f"{name} must hold ints, item {q} had a {type(document).__name__}")
     # rows of one length: a query's first document fills up what it lacks, and so changes nothing
-    longest = max(map(len, sets))
+    longest = max(map(len, sets), default=1)
     padded = [[*documents, *[next(iter(documents))] * (longest - len(documents))] for documents in sets]
-    wanted = torch.tensor(padded, device=ranked.device)
-    counts = torch.tensor([len(documents) for documents in sets], device=ranked.device)
-    return (ranked[:, :, None] == wanted[:, None, :]).any(dim=2), counts
+    counts = torch.tensor([len(documents) for documents in sets], device=other.device)
+    return torch.tensor(padded, dtype=torch.int64, device=other.device).reshape(queries, longest), counts
 
 
 def holds_integers(x: Tensor) -> bool:

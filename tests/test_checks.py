@@ -20,6 +20,7 @@ from mathlib._checks import check_choice, check_count, check_flag, check_number,
         (1e-300, {"above": 0}),
         (Fraction(1, 2), {"above": 0, "most": 0.5}),
         (numpy.float32(0.5), {"above": 0}),
+        (0.5, {"below": 0.6}),
     ],
 )
 def test_a_number_within_its_limits_passes(value, limits):
@@ -35,6 +36,8 @@ def test_a_number_within_its_limits_passes(value, limits):
         (1.5, {"most": 1}, "x must be a finite number and <= 1, was 1.5"),
         (0.5, {"above": 0.5}, "x must be a finite number and > 0.5, was 0.5"),
         (-1, {"least": 0, "most": 1}, "x must be a finite number and >= 0 and <= 1, was -1"),
+        (0.5, {"below": 0.5}, "x must be a finite number and < 0.5, was 0.5"),
+        (2, {"most": 1, "below": 3}, "x must be a finite number and <= 1 and < 3, was 2"),
         (2, {"above": 0, "least": 1, "most": 1.5}, "x must be a finite number and > 0 and >= 1 and <= 1.5, was 2"),
     ],
 )
@@ -53,4 +56,22 @@ def test_counts_flags_choices_and_tensors_that_are_right_pass():
     check_choice("c", "a", ("a", "b"))
     check_tensor("x", torch.zeros(()))
     check_tensor("x", torch.zeros(2, 3, dtype=torch.bfloat16), "B", "B D")
+    check_tensor("x", torch.zeros(2, dtype=torch.int32), "B", kinds=("an integer",))
+    check_tensor("x", torch.zeros(2, dtype=torch.bool), kinds=("a bool", "a floating-point"))
+    check_tensor("x", torch.zeros(2, dtype=torch.float16), kinds=("a bool", "a floating-point"))
     check_size("x", torch.zeros(2, 3), -1, 3, "features")
+
+
+@pytest.mark.parametrize(
+    "dtype, kinds, message",
+    [
+        (torch.int64, ("a bool", "a floating-point"), "x must have a bool or a floating-point dtype, was torch.int64"),
+        (torch.bool, ("an integer",), "x must have an integer dtype, was torch.bool"),
+        (torch.complex64, ("an integer",), "x must have an integer dtype, was torch.complex64"),
+        (torch.float32, ("a bool",), "x must have a bool dtype, was torch.float32"),
+    ],
+)
+def test_a_tensor_of_another_kind_is_told_all_kinds_that_are_right(dtype, kinds, message):
+    with pytest.raises(TypeError) as caught:
+        check_tensor("x", torch.zeros(2, dtype=dtype), kinds=kinds)
+    assert str(caught.value) == message

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mathlib import contrastive_loss, cosine_similarity, info_nce, recall_at_k, search, similarity_matrix
+from mathlib import (
+    attention,
+    contrastive_loss,
+    cosine_similarity,
+    dpo_loss,
+    gist_embed_loss,
+    info_nce,
+    recall_at_k,
+    search,
+    sequence_log_prob,
+    similarity_matrix,
+)
 
 seeds = st.integers(0, 2**32)
 temperatures = st.floats(0.05, 10)
@@ -70,23 +81,56 @@ def test_other_positives_given_as_own_negatives_are_the_batch(normal, seed):
     assert_close(info_nce(anchor, positive, others, in_batch=False), info_nce(anchor, positive))
 
 
+@given(seeds, temperatures)
+def test_gist_with_nothing_removed_and_no_divergence_is_info_nce(normal, seed, temperature):
+    student = normal(seed, 4, 3), normal(seed + 1, 4, 3), normal(seed + 2, 4, 2, 3)
+    eye = torch.eye(12, dtype=torch.float64, device=student[0].device)  # similarity 1 to the positive, 0 to all else
+    guide = {"guide_anchor": eye[:4], "guide_positive": eye[:4], "guide_negatives": eye[4:].reshape(4, 2, 12)}
+    gist = gist_embed_loss(*student, **guide, temperature=temperature, lam=0.0, reduction="none")
+    assert_close(gist, info_nce(*student, temperature=temperature, reduction="none"))
+
+
 @given(seeds, st.floats(0.01, 5))
-def test_two_candidates_are_the_logistic_loss_of_dpo(normal, seed, beta):
-    chosen, rejected = normal(seed, 6), normal(seed + 1, 6)
-    expected = -F.logsigmoid(beta * (chosen - rejected)).mean()
-    assert_close(contrastive_loss(chosen, rejected[:, None], temperature=1 / beta), expected)
+def test_dpo_is_a_softmax_over_two_candidates(normal, seed, beta):
+    # the scores are log pi_theta / pi_ref, the temperature is 1 / beta
+    pairs = [normal(seed + i, 6).requires_grad_() for i in range(4)]
+    chosen, rejected = pairs[0] - pairs[2], pairs[1] - pairs[3]
+    expected = contrastive_loss(chosen, rejected[:, None], temperature=1 / beta)
+    loss = dpo_loss(*pairs, beta=beta)
+    assert_close(loss, expected)
+    assert_close(*(torch.autograd.grad(x, pairs, retain_graph=True) for x in (loss, expected)))
+
+
+@given(seeds)
+def test_the_log_probability_of_one_token_is_minus_info_nce_of_its_logits(normal, seed):
+    logits = normal(seed, 6, 5)
+    expected = -contrastive_loss(logits[:, 2], logits[:, [0, 1, 3, 4]], temperature=1, reduction="none")
+    label = torch.full((6, 1), 2, device=logits.device)
+    assert_close(sequence_log_prob(logits[:, None], label), expected)
 
 
 @given(seeds)
 def test_the_positives_probability_is_its_attention_weight(normal, seed):
     query, keys = normal(seed, 1, 4), normal(seed + 1, 5, 4)
+    _, weights = attention(query, keys, keys, return_weights=True)
     # with the identity as values, attention returns its weights
-    weights = F.scaled_dot_product_attention(query, keys, torch.eye(5).to(keys))[0]
+    assert_close(attention(query, keys, torch.eye(5).to(keys)), weights)
     scores = similarity_matrix(query, keys, metric="dot")[0]
     for i in range(5):
         others = torch.cat([scores[:i], scores[i + 1 :]])
         loss = contrastive_loss(scores[[i]], others[None], temperature=math.sqrt(4))
-        assert_close(torch.exp(-loss), weights[i])
+        assert_close(torch.exp(-loss), weights[0, i])
+
+
+@given(seeds, st.floats(0.05, 2), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_attention_of_unit_vectors_with_a_mask_holds_the_probabilities_of_info_nce(normal, seed, temperature, drop):
+    # each anchor attends to the positives; what a rule weighs 0, the mask forbids
+    anchor, positive = (F.normalize(normal(seed + i, 5, 3), dim=1) for i in range(2))
+    itself = torch.eye(5, dtype=torch.bool, device=anchor.device)
+    keep = itself | ~torch.tensor(drop, device=anchor.device)
+    _, weights = attention(anchor, positive, positive, mask=keep, scale=1 / temperature, return_weights=True)
+    losses = info_nce(anchor, positive, temperature=temperature, weigh=lambda s_p, s: keep.to(s), reduction="none")
+    assert_close(torch.exp(-losses), weights.diagonal())
 
 
 @given(seeds)

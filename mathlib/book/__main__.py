@@ -352,9 +352,7 @@ def main() -> None:
     }
     command = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
     for name in ("build", "check", "serve"):
-        command[name].add_argument(
-            "--output", type=Path, default=Path("_build"), help="the book is in OUTPUT/html"
-        )
+        command[name].add_argument("--output", type=Path, default=Path("_build"), help="the book is in OUTPUT/html")
     command["serve"].add_argument("--port", type=int, default=8000, help="0 takes a free one")
     command["execute"].add_argument("chapters", nargs="*", help="e.g. 01_infonce; all by default")
     options = parser.parse_args()

@@ -52,9 +52,7 @@ class Claim:
         return "\n".join([*lines, f"  ({self.measure})", f"Verdict: {self.verdict}"])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in case)}</tr>" for case in self.cases
-        )
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in case)}</tr>" for case in self.cases)
         page = (
             f'<div class="claim"><p><strong>Claim.</strong> {html.escape(self.statement)}.<br>'
             f"<strong>Verdict: {html.escape(self.verdict)}.</strong> {html.escape(self.reason)}</p>"
@@ -100,9 +98,7 @@ def measured(
     return Claim(label, statement, experiment, tuple(cases), measure, reason)
 
 
-def computed(
-    label: str, statement: str, *, experiment: str, said: str, found: str, reason: str = ""
-) -> Claim:
+def computed(label: str, statement: str, *, experiment: str, said: str, found: str, reason: str = "") -> Claim:
     """A claim about a number or a formula: what the notes say, and what the computation gave."""
     outcome = AS_CLAIMED if said == found else OPPOSITE
     cases = ((f"the notes say {said}", f"computed {found}", outcome),)

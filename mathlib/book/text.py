@@ -61,9 +61,7 @@ class TextEncoder(nn.Module):
     chapters print what training gives, and it must be the same number on every processor.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, *, dimensions: int = 64, seed: int = 0, normalise: bool = True
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, dimensions: int = 64, seed: int = 0, normalise: bool = True) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(len(vocabulary.index) + 1, dimensions, generator=generator, dtype=torch.float64)

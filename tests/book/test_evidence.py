@@ -77,7 +77,10 @@ def test_the_table_is_read_from_stored_outputs(tmp_path):
     (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     table = evidence.table(tmp_path)
     assert "2 statements have been tested: 1 hold, 0 hold under a condition, 1 do not hold." in table
-    assert "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |" in table
+    assert (
+        "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |"
+        in table
+    )
 
 
 def test_html_in_a_statement_is_text():

@@ -253,5 +253,3 @@ def test_it_is_used_in_a_chapter(name):
 def test_it_is_documented(name):
     text = (CHAPTERS / "api.md").read_text(encoding="utf-8")
     assert re.search(rf"auto(function|class):: mathlib\.(\w+\.)?{name}\b", text)
-
-

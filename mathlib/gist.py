@@ -1,0 +1,183 @@
+r"""GISTEmbedLoss: a guide model decides which candidates count, and how much.
+
+A false negative is hard to see for the model that is being trained: it does not yet know what belongs
+together. A *guide*, a model that is already trained, does. Its similarities choose the candidates, and
+its softmax over them is a second target for the student.
+
+>>> import torch
+>>> anchor = positive = torch.eye(2)
+>>> blind, seeing = torch.eye(2), torch.ones(2, 1)  # to the second guide, all texts mean the same
+
+The blind guide lets the other positive stand. To the seeing one it is as good as the anchor's own, and
+with a margin it goes; an anchor without candidates has nothing to learn:
+
+>>> gist_embed_loss(anchor, positive, guide_anchor=blind, guide_positive=blind, lam=0.0, temperature=1.0)
+tensor(0.3133)
+>>> gist_embed_loss(anchor, positive, guide_anchor=seeing, guide_positive=seeing, lam=0.0,
+...                 temperature=1.0, margin=0.1)
+tensor(0.)
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mathlib._checks import check_choice, check_count, check_flag, check_number
+from mathlib.contrastive import (
+    Batch,
+    by_blocks,
+    check_any_negatives,
+    check_embeddings,
+    check_temperature,
+    reduced,
+    relative_logits,
+    row_losses,
+    scored,
+    weighted,
+)
+from mathlib.false_negatives import false_negative_weights
+from mathlib.similarity import unit
+
+
+def gist_embed_loss(
+    anchor: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    negatives: Float[Tensor, "N D"] | Float[Tensor, "B N D"] | None = None,
+    *,
+    guide_anchor: Float[Tensor, "B G"],
+    guide_positive: Float[Tensor, "B G"],
+    guide_negatives: Float[Tensor, "N G"] | Float[Tensor, "B N G"] | None = None,
+    temperature: float | Float[Tensor, ""] = 0.05,
+    guide_temperature: float | Float[Tensor, ""] | None = None,
+    lam: float = 1.0,
+    margin: float = 0.0,
+    strategy: str = "absolute",
+    in_batch: bool = True,
+    contrast_anchors: bool = False,
+    contrast_positives: bool = False,
+    reduction: str = "mean",
+    block_size: int | None = None,
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""InfoNCE over the candidates that a guide lets stand, plus its divergence from the student there.
+
+    .. math::
+        L = L_{\text{InfoNCE}} + \lambda\, \mathrm{KL}(g \,\|\, s), \qquad
+        \mathrm{KL}(g \,\|\, s) = \sum_{i \in \{p\} \cup \mathcal{N}_b} g_i \log\frac{g_i}{s_i}
+
+    g and s are the softmax probabilities of guide and student over the same candidates: the positive and
+    what the guide lets stand. A candidate goes when the guide finds it more similar than the positive
+    less a margin (`false_negative_weights`, on the guide's scores). The published loss is the first term;
+    the second is the notes' own.
+
+    Args:
+        anchor: the student's embeddings, any scale.
+        positive: row b belongs to anchor b.
+        negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
+        guide_anchor: the guide's embeddings of the same items; their width and dtype are their own.
+        guide_positive: likewise.
+        guide_negatives: likewise; needed if negatives are given.
+        temperature: the student's, > 0, a number or a 0-d tensor that may require grad.
+        guide_temperature: the guide's, > 0; None takes the student's.
+        lam: the weight of the divergence, >= 0.
+        margin: >= 0, in the guide's cosine.
+        strategy: "absolute" or "relative", how the margin is taken off the positive's score.
+        in_batch: whether the rest of the batch counts as negatives.
+        contrast_anchors: whether the other anchors are candidates too, scored against the anchor.
+        contrast_positives: whether pairs of positives are candidates too: row b's positive against all
+            others. A row is never compared with itself.
+        reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
+        block_size: rows whose scores are alive at once; loss and gradients stay the same.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
+        the student alone. An anchor with no candidate left has loss 0 and gradient 0.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
+        ValueError: if a shape, a device or an option is not as above, if there are no negatives at all,
+            or if negatives are given without the guide's, or the other way round.
+
+    Source:
+        Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
+
+    Example:
+        >>> anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> gist_embed_loss(anchor, positive, guide_anchor=anchor, guide_positive=anchor,
+        ...                 temperature=1.0, reduction="none")
+        tensor([0.6113, 0.4096])
+
+    Chapter: 06_gist (eq. gist)
+    """
+    check_embeddings("", anchor, positive, negatives)
+    check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives)
+    if len(guide_anchor) != len(anchor):
+        raise ValueError(f"guide_anchor must have {len(anchor)} rows, as anchor, was {list(guide_anchor.shape)}")
+    if guide_anchor.device != anchor.device:
+        raise ValueError(f"guide_anchor must be on the device of anchor, {anchor.device}, was {guide_anchor.device}")
+    if (negatives is None) != (guide_negatives is None):
+        given, missing = ("negatives", "guide_negatives")[:: 1 if guide_negatives is None else -1]
+        raise ValueError(f"{missing} must be given together with {given}, was None")
+    if negatives is not None and guide_negatives is not None and guide_negatives.shape[:-1] != negatives.shape[:-1]:
+        raise ValueError(
+            f"guide_negatives must be {list(negatives.shape[:-1])} embeddings, as negatives, "
+            f"was {list(guide_negatives.shape)}"
+        )
+    check_temperature(temperature, anchor)
+    if guide_temperature is not None:
+        check_temperature(guide_temperature, anchor, name="guide_temperature")
+    check_number("lam", lam, least=0)
+    check_number("margin", margin, least=0)
+    check_choice("strategy", strategy, ("absolute", "relative"))
+    check_flag("in_batch", in_batch)
+    for name, flag in (("contrast_anchors", contrast_anchors), ("contrast_positives", contrast_positives)):
+        check_flag(name, flag)
+        if flag and not in_batch:
+            raise ValueError(f"{name} must be False when in_batch is False")
+    check_any_negatives(negatives, in_batch)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if block_size is not None:
+        check_count("block_size", block_size)
+
+    def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
+        a, p = unit(a), unit(p)
+        among = (a,) * contrast_anchors + (p,) * contrast_positives
+        return Batch(a, p, None if n is None else unit(n), in_batch, among)
+
+    student = batch(anchor, positive, negatives)
+    with torch.no_grad():
+        guide = batch(guide_anchor, guide_positive, guide_negatives)
+    if guide_temperature is None:
+        guide_temperature = temperature
+    rule = partial(false_negative_weights, strategy=strategy, margin=margin)
+
+    def rows(first: int, last: int) -> Tensor:
+        with torch.no_grad():
+            guide_positive_scores, guide_scores, itself = scored(guide, first, last)
+            weights = weighted(guide_positive_scores, guide_scores, itself, [rule])
+            guide_logits = relative_logits(guide_positive_scores, guide_scores, weights, guide_temperature)
+        positive_scores, scores, _ = scored(student, first, last)
+        losses = row_losses(positive_scores, scores, weights, temperature)
+        if lam == 0:
+            return losses
+        logits = relative_logits(positive_scores, scores, weights, temperature)
+        return losses + lam * divergences(guide_logits, logits)
+
+    return reduced(by_blocks(rows, len(anchor), block_size), reduction)
+
+
+def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(guide || student) of each row, from logits relative to the positive's, which is 0: [B, C] -> [B].
+
+    Both have -inf at the same candidates, those that do not count.
+    """
+    gone = torch.nn.functional.pad(student_logits.isneginf(), (1, 0))
+
+    def log_probabilities(logits: Tensor) -> Tensor:
+        # 0 log 0 is 0 here, and must not be -inf times 0 in the gradient
+        return torch.nn.functional.pad(logits, (1, 0)).log_softmax(dim=1).masked_fill(gone, 0.0)
+
+    log_g = log_probabilities(guide_logits.to(student_logits.dtype))
+    log_s = log_probabilities(student_logits)
+    return (log_g.exp().masked_fill(gone, 0.0) * (log_g - log_s)).sum(dim=1)

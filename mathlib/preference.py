@@ -1,0 +1,236 @@
+"""Preferences: which of two answers does a language model prefer, compared with what it did before?
+
+A language model gives each token of an answer a probability; `sequence_log_prob` takes logits and sums the
+logarithms over the answer. Here the vocabulary has two tokens, and the answer is token 0, then token 1:
+
+>>> import torch
+>>> logits = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]])
+>>> sequence_log_prob(logits, torch.tensor([[0, 1]]))
+tensor([-1.0064])
+
+`labels[b, t]` is the token that `logits[b, t]` are asked about. A causal model's logits at t predict
+token t + 1: shift the tokens by one, and mask what is no answer (the prompt, the padding, the last
+position) with False. To shift the tokens is cheaper than to slice the logits, which are much larger.
+
+>>> sequence_log_prob(logits, torch.tensor([[0, -100]]), mask=torch.tensor([[True, False]]))
+tensor([-0.6931])
+
+`dpo_loss` compares a preferred answer with a rejected one, under the model that is trained (the policy)
+and under a frozen copy of where it started (the reference). Before the first step both agree, and the loss
+is log 2:
+
+>>> chosen, rejected = torch.tensor([-12.0]), torch.tensor([-9.0])
+>>> dpo_loss(chosen, rejected, chosen, rejected)
+tensor(0.6931)
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from mathlib._checks import check_alike, check_choice, check_number, check_size, check_tensor
+from mathlib.contrastive import check_rows, reduced
+from mathlib.similarity import wide
+
+BLOCK = 2**21
+"""How many logits are looked at together: 8 MB of float32, little beside a batch of them."""
+
+
+def sequence_log_prob(
+    logits: Float[Tensor, "B T V"],
+    labels: Integer[Tensor, "B T"],
+    *,
+    mask: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B"]:
+    r"""The log-probability of each sequence of tokens: the sum over its tokens, not their mean.
+
+    .. math:: \log \pi(y) = \sum_{t} m_t \log \frac{e^{z_{t, y_t}}}{\sum_{v=1}^V e^{z_{t, v}}}
+
+    Computed by blocks of tokens, which the backward pass computes again: beside the logits and their
+    gradient, no tensor of their size is ever alive. Where the gradient itself is to be differentiated
+    (``create_graph``), and under `torch.compile`, which fuses it, the formula is evaluated as it stands.
+
+    Args:
+        logits: z, any scale; -inf forbids a token.
+        labels: y, each in [0, V), already shifted: label t belongs to the logits at t.
+        mask: m, True where a token counts, by default everywhere; where it is False, logits and label
+            may hold anything (-100, say) and get no gradient.
+
+    Returns:
+        log pi of each sequence, 0 where no token counts; float32 for half-precision logits.
+
+    Raises:
+        TypeError: if logits are not floating-point, labels no integers, or mask is not boolean.
+        ValueError: if a shape or a device is not as above, or the vocabulary is empty.
+        RuntimeError: if a forward-mode derivative is asked for.
+
+    Source:
+        Rafailov et al. (2023), arXiv:2305.18290, appendix B (`pi_logps` in its code are these sums).
+
+    Example:
+        >>> sequence_log_prob(torch.zeros(1, 3, 10), torch.tensor([[4, 0, 9]]))  # 3 log(1 / 10)
+        tensor([-6.9078])
+
+    Chapter: 05_dpo (eq. sequence-log-prob)
+    """
+    check_tensor("logits", logits, "B T V")
+    if logits.shape[2] == 0:
+        raise ValueError(f"logits must have at least one token in their vocabulary, was {list(logits.shape)}")
+    check_tensor("labels", labels, "B T", kinds=("an integer",))
+    given = [("labels", labels)]
+    if mask is not None:
+        check_tensor("mask", mask, "B T", kinds=("a bool",))
+        given.append(("mask", mask))
+    for name, x in given:
+        check_size(name, x, 0, logits.shape[0], "sequences")
+        check_size(name, x, 1, logits.shape[1], "tokens")
+        if x.device != logits.device:
+            raise ValueError(f"{name} must be on the device of logits, {logits.device}, was {x.device}")
+    labels = labels.long()
+    if mask is not None:
+        labels = labels.masked_fill(~mask, 0)
+    # a compiler would unroll the loop over blocks, and needs none
+    token_log_probs = plain_token_log_probs if torch.compiler.is_compiling() else TokenLogProbs.apply
+    return token_log_probs(logits, labels, mask).sum(dim=1)
+
+
+def plain_token_log_probs(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    """log softmax of the logits at each label, 0 where masked: the definition. [B, T, V], [B, T] -> [B, T]."""
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, :, None], 0.0)
+    log_probs = wide(logits).log_softmax(dim=2).gather(2, labels[:, :, None])[:, :, 0]
+    return log_probs if mask is None else log_probs.masked_fill(~mask, 0.0)
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """`plain_token_log_probs` by blocks; nothing but its arguments waits for the backward pass."""
+
+    @staticmethod
+    def forward(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        log_probs = torch.empty(labels.shape, dtype=sum_dtype(logits), device=logits.device)
+        for block in blocks(logits):
+            at_label = labels[block][:, :, None]
+            log_probs[block] = torch.log_softmax(logits[block], 2, log_probs.dtype).gather(2, at_label)[:, :, 0]
+        return log_probs if mask is None else log_probs.masked_fill_(~mask, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+            log_probs = plain_token_log_probs(logits, labels, mask)
+            return *torch.autograd.grad(log_probs, logits, upstream, create_graph=True), None, None
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        dtype = sum_dtype(logits)
+        for block in blocks(logits):
+            # upstream * (1 at the label - softmax), in place where no half has to be rounded at the end
+            place = gradient[block] if logits.dtype == dtype else None
+            rows = torch.softmax(logits[block], dim=2, dtype=dtype, out=place)
+            rows.mul_(-upstream[block][:, :, None])
+            rows.scatter_add_(2, labels[block][:, :, None], upstream[block][:, :, None])
+            if mask is not None:
+                clear(rows, mask[block][:, :, None])
+            if place is None:
+                gradient[block] = rows
+        return gradient, None, None
+
+
+def clear(rows: Tensor, keep: Tensor) -> None:
+    """rows.masked_fill_(~keep, 0.0) at a third of its cost: nan & 0 is 0, bit by bit, where nan * 0 is nan."""
+    bits = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    rows.view(bits).bitwise_and_(-keep.to(bits))
+
+
+def sum_dtype(logits: Tensor) -> torch.dtype:
+    """The dtype of `wide` logits."""
+    return wide(logits[:0]).dtype
+
+
+def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of sequences and of tokens with at most BLOCK logits (but at least one token) in each."""
+    sequences, tokens, size = logits.shape
+    at_once = max(1, BLOCK // size)
+    token_step = min(max(tokens, 1), at_once)
+    sequence_step = at_once // token_step
+    for b in range(0, sequences, sequence_step):
+        for t in range(0, tokens, token_step):
+            yield slice(b, b + sequence_step), slice(t, t + token_step)
+
+
+def dpo_loss(
+    policy_chosen: Float[Tensor, "B"],
+    policy_rejected: Float[Tensor, "B"],
+    reference_chosen: Float[Tensor, "B"],
+    reference_rejected: Float[Tensor, "B"],
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""Direct preference optimisation: the chosen answer must gain more on the reference than the rejected.
+
+    .. math::
+        L = -(1 - \epsilon) \log \sigma(h) - \epsilon \log \sigma(-h), \qquad
+        h = \beta \log \frac{\pi_\theta(y_w \mid x)}{\pi_{\mathrm{ref}}(y_w \mid x)}
+            - \beta \log \frac{\pi_\theta(y_l \mid x)}{\pi_{\mathrm{ref}}(y_l \mid x)}
+
+    Each half of h is an answer's implicit reward, ``beta * (policy - reference)``; h is their margin. The
+    loss sees the margin alone: it also falls while both answers grow less likely.
+
+    Args:
+        policy_chosen: log pi_theta(y_w | x), summed over tokens as `sequence_log_prob` does.
+        policy_rejected: log pi_theta(y_l | x).
+        reference_chosen: log pi_ref(y_w | x); compute it under `torch.no_grad`.
+        reference_rejected: log pi_ref(y_l | x), likewise.
+        beta: > 0; the larger, the more it costs to leave the reference.
+        label_smoothing: epsilon, 0 <= epsilon < 0.5, the share of pairs taken to be labelled the wrong way.
+        reduction: "mean" over the pairs, "sum", or "none" for the loss of each.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or beta or label_smoothing is no number.
+        ValueError: if a shape, a device or an option is not as above, or there is no pair.
+
+    Source:
+        Rafailov et al. (2023), arXiv:2305.18290, eq. 7; label smoothing: Mitchell (2023), "A note on DPO with
+        noisy preferences and relationship to IPO", eq. 3.
+
+    Example:
+        >>> policy = torch.tensor([-10.0]), torch.tensor([-20.0])
+        >>> reference = torch.tensor([-12.0]), torch.tensor([-15.0])
+        >>> dpo_loss(*policy, *reference, beta=0.1)
+        tensor(0.4032)
+        >>> [0.1 * (p - r) for p, r in zip(policy, reference)]  # the implicit rewards
+        [tensor([0.2000]), tensor([-0.5000])]
+
+    Chapter: 05_dpo (eq. dpo)
+    """
+    check_tensor("policy_chosen", policy_chosen, "B")
+    check_rows("policy_chosen", policy_chosen)
+    for name, x in (
+        ("policy_rejected", policy_rejected),
+        ("reference_chosen", reference_chosen),
+        ("reference_rejected", reference_rejected),
+    ):
+        check_tensor(name, x, "B")
+        check_alike(name, x, "policy_chosen", policy_chosen)
+        check_size(name, x, 0, len(policy_chosen), "pairs")
+    check_number("beta", beta, above=0)
+    check_number("label_smoothing", label_smoothing, least=0, below=0.5)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    gain_chosen = wide(policy_chosen) - wide(reference_chosen)
+    gain_rejected = wide(policy_rejected) - wide(reference_rejected)
+    margins = beta * (gain_chosen - gain_rejected)
+    losses = -F.logsigmoid(margins)  # log(sigmoid) would be -inf from -104 on
+    if label_smoothing > 0:
+        losses = losses + label_smoothing * margins  # log sigma(-h) = log sigma(h) - h
+    return reduced(losses, reduction)

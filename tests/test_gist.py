@@ -1,0 +1,395 @@
+import math
+import runpy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import mathlib.gist
+from mathlib.gist import gist_embed_loss
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+# the shape of negatives (their last axis left out), in_batch, contrast_anchors, contrast_positives
+LAYOUTS = {
+    "batch": (None, True, False, False),
+    "batch and anchors": (None, True, True, False),
+    "batch and positives": (None, True, False, True),
+    "batch, pool, anchors and positives": ((3,), True, True, True),
+    "batch and every anchor's own": ((4, 2), True, False, False),
+    "pool": ((3,), False, False, False),
+    "own": ((4, 2), False, False, False),
+}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def batch(normal, layout, seed=0, dtype=torch.float64, guide_width=5):
+    """Student embeddings of 3 features and the guide's of 5, and the options of the layout."""
+    shape, in_batch, anchors, positives = LAYOUTS[layout]
+    options = {"in_batch": in_batch, "contrast_anchors": anchors, "contrast_positives": positives}
+    student = [normal(seed, 4, 3, dtype=dtype), normal(seed + 1, 4, 3, dtype=dtype)]
+    guide = [normal(seed + 2, 4, guide_width), normal(seed + 3, 4, guide_width)]
+    if shape is not None:
+        student.append(normal(seed + 4, *shape, 3, dtype=dtype))
+        guide.append(normal(seed + 5, *shape, guide_width))
+    names = ["anchor", "positive", "negatives"]
+    options |= {f"guide_{name}": x for name, x in zip(names, guide, strict=False)}
+    return student, options
+
+
+def losses_and_gradients(student, options, temperature=0.3, **more):
+    leaves = [x.detach().requires_grad_() for x in student]
+    temperature = torch.tensor(temperature, dtype=torch.float64, device=leaves[0].device, requires_grad=True)
+    losses = gist_embed_loss(*leaves, temperature=temperature, reduction="none", **options, **more)
+    upstream = torch.arange(1, len(losses) + 1).to(losses)
+    return [losses.detach(), *torch.autograd.grad(losses, [*leaves, temperature], upstream)]
+
+
+# By hand
+
+
+def test_infonce_plus_divergence(device):
+    # student: cosines 1 and 0 at temperature 1, so softmax e/(e+1), 1/(e+1) and loss log(1 + 1/e)
+    # guide: cosines 0 and 0, so 1/2 and 1/2. KL = log(1/2) - (log s_p + log s_1) / 2
+    student = torch.eye(2, 3, device=device)
+    guide = torch.eye(4, device=device)
+    loss = gist_embed_loss(
+        student, student, guide_anchor=guide[:2], guide_positive=guide[2:], temperature=1.0, lam=2.0
+    )  # fmt: skip
+    divergence = math.log(0.5) - (math.log(math.e / (math.e + 1)) + math.log(1 / (math.e + 1))) / 2
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) + 2 * divergence, rel=1e-6)
+
+
+def test_the_guide_removes_what_it_finds_more_similar_than_the_positive(device):
+    # guide: cos(a_0, p_0) = 0.8, cos(a_0, p_1) = 0.6 < 0.8 stays; cos(a_1, p_1) = 0, cos(a_1, p_0) = 0.6 > 0 goes
+    guide_anchor = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=device)
+    guide_positive = torch.tensor([[0.8, 0.6, 0.0], [0.6, 0.0, 0.8]], device=device)
+    student = torch.eye(2, device=device)
+    losses = gist_embed_loss(
+        student, student, guide_anchor=guide_anchor, guide_positive=guide_positive,
+        temperature=1.0, lam=0.0, reduction="none",
+    )  # fmt: skip
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(-1)), 0.0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "strategy, margin, kept",
+    [("absolute", 0.19, True), ("absolute", 0.21, False), ("relative", 0.24, True), ("relative", 0.26, False)],
+)
+def test_a_margin_counts_from_the_guides_positive(device, strategy, margin, kept):
+    # guide: 0.8 for the positive, 0.6 for the candidate: 0.2 below, a quarter of 0.8
+    guide_anchor = torch.tensor([[1.0, 0.0], [1.0, 0.0]], device=device)
+    guide_positive = torch.tensor([[0.8, 0.6], [0.6, 0.8]], device=device)
+    student = torch.eye(2, device=device)
+    losses = gist_embed_loss(
+        student, student, guide_anchor=guide_anchor, guide_positive=guide_positive,
+        temperature=1.0, lam=0.0, margin=margin, strategy=strategy, reduction="none",
+    )  # fmt: skip
+    assert losses[0].item() == pytest.approx(math.log(1 + math.exp(-1)) if kept else 0.0, rel=1e-6)
+
+
+# By a loop
+
+
+def cosine(x, y):
+    lengths = math.hypot(*x) * math.hypot(*y)
+    return sum(i * j for i, j in zip(x, y, strict=True)) / lengths if lengths else 0.0
+
+
+def gist_by_loop(student, guide, in_batch, anchors, positives, temperature, guide_temperature, lam, margin, strategy):
+    def candidates(a, p, n, b):
+        scores = []
+        if in_batch:
+            scores += [cosine(a[b], p[c]) for c in range(len(a)) if c != b]
+        if anchors:
+            scores += [cosine(a[b], a[c]) for c in range(len(a)) if c != b]
+        if positives:
+            scores += [cosine(p[b], p[c]) for c in range(len(a)) if c != b]
+        if n is not None and isinstance(n[0][0], list):
+            rows = n[b] if not in_batch else [x for row in n for x in row]
+            scores += [cosine(a[b], x) for x in rows]
+        elif n is not None:
+            scores += [cosine(a[b], x) for x in n]
+        return scores
+
+    losses = []
+    for b in range(len(student[0])):
+        s_p, g_p = cosine(student[0][b], student[1][b]), cosine(guide[0][b], guide[1][b])
+        limit = g_p - (margin if strategy == "absolute" else margin * abs(g_p))
+        pairs = zip(candidates(*student, b), candidates(*guide, b), strict=True)
+        kept = [(s_p, g_p)] + [(s, g) for s, g in pairs if g <= limit]
+        s = [math.exp(x / temperature) for x, _ in kept]
+        g = [math.exp(x / guide_temperature) for _, x in kept]
+        s, g = [x / sum(s) for x in s], [x / sum(g) for x in g]
+        divergence = sum(y * math.log(y / x) for x, y in zip(s, g, strict=True))
+        losses.append(-math.log(s[0]) + lam * divergence)
+    return losses
+
+
+@each_layout
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("guide_temperature", [None, 0.7])
+def test_agrees_with_a_loop(normal, layout, strategy, guide_temperature):
+    student, options = batch(normal, layout)
+    settings = {"temperature": 0.3, "lam": 0.6, "margin": 0.1, "strategy": strategy}
+    losses = gist_embed_loss(
+        *student, **options, **settings, guide_temperature=guide_temperature, reduction="none"
+    )  # fmt: skip
+    guide = [options.get(f"guide_{name}") for name in ("anchor", "positive", "negatives")]
+    student = [*student, None][:3]
+    expected = gist_by_loop(
+        *[[None if x is None else x.tolist() for x in side] for side in (student, guide)],
+        *LAYOUTS[layout][1:], guide_temperature=guide_temperature or 0.3, **settings,
+    )  # fmt: skip
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions(normal, reduction):
+    student, options = batch(normal, "batch")
+    losses = gist_embed_loss(*student, **options, reduction="none")
+    assert_close(gist_embed_loss(*student, **options, reduction=reduction), getattr(losses, reduction)())
+
+
+# What must hold for all inputs
+
+
+@each_layout
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 6))
+def test_the_block_size_changes_nothing(normal, layout, seed, size):
+    student, options = batch(normal, layout, seed)
+    for ours, whole in zip(
+        losses_and_gradients(student, options, block_size=size), losses_and_gradients(student, options), strict=True
+    ):
+        assert_close(ours, whole)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_permuting_the_rows_permutes_the_losses(normal, seed):
+    student, options = batch(normal, "batch, pool, anchors and positives", seed)
+    order = torch.tensor([2, 0, 3, 1], device=student[0].device)
+    moved = [student[0][order], student[1][order], student[2]]
+    moved_options = options | {name: options[name][order] for name in ("guide_anchor", "guide_positive")}
+    losses = gist_embed_loss(*student, **options, reduction="none")
+    assert_close(gist_embed_loss(*moved, **moved_options, reduction="none"), losses[order])
+
+
+@given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
+def test_lengths_do_not_matter(normal, seed, scale):
+    student, options = batch(normal, "batch", seed)
+    scaled = options | {"guide_anchor": scale * options["guide_anchor"]}
+    assert_close(gist_embed_loss(scale * student[0], student[1], **scaled), gist_embed_loss(*student, **options))
+
+
+@each_layout
+@given(seed=st.integers(0, 10**6))
+def test_the_divergence_is_never_negative_and_zero_for_a_student_like_its_guide(normal, layout, seed):
+    student, options = batch(normal, layout, seed, guide_width=3)
+    without = gist_embed_loss(*student, **options, lam=0.0, reduction="none")
+    assert (gist_embed_loss(*student, **options, reduction="none") - without >= -1e-12).all()
+    names = ["guide_anchor", "guide_positive", "guide_negatives"]
+    same = options | dict(zip(names, student, strict=False))
+    alone = gist_embed_loss(*student, **same, lam=0.0, reduction="none")
+    assert_close(gist_embed_loss(*student, **same, lam=5.0, reduction="none"), alone)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("layout", [layout for layout, (_, in_batch, *_) in LAYOUTS.items() if in_batch])
+def test_self_pairs_never_count_even_when_the_guide_finds_anchor_and_positive_equal(normal, layout):
+    # guide(a) = guide(p): its score for the positive is 1, as that of an item with itself. At margin 0 a
+    # strict comparison would let self-pairs stand; deleting them from the loop is the oracle
+    student, options = batch(normal, layout)
+    options["guide_positive"] = options["guide_anchor"]
+    guide = [options.get(f"guide_{name}") for name in ("anchor", "positive", "negatives")]
+    expected = gist_by_loop(
+        *[[None if x is None else x.tolist() for x in side] for side in ([*student, None][:3], guide)],
+        *LAYOUTS[layout][1:], temperature=0.3, guide_temperature=0.3, lam=0.5, margin=0.0, strategy="absolute",
+    )  # fmt: skip
+    losses = gist_embed_loss(*student, **options, temperature=0.3, lam=0.5, reduction="none")
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_an_anchor_whose_candidates_all_go_has_loss_and_gradient_zero(normal, lam):
+    student, options = batch(normal, "batch, pool, anchors and positives")
+    losses, *gradients = losses_and_gradients(student, options, margin=3.0, lam=lam)
+    assert losses.eq(0).all() and all(gradient.eq(0).all() for gradient in gradients)
+
+
+def test_a_single_row_without_negatives_has_loss_and_gradient_zero(normal):
+    x, g = normal(0, 1, 3), normal(1, 1, 5)
+    losses, *gradients = losses_and_gradients([x, x + 1], {"guide_anchor": g, "guide_positive": g})
+    assert losses.eq(0).all() and all(gradient.eq(0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("guide_dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+def test_every_dtype_zero_vectors_and_extreme_temperatures_are_finite(normal, dtype, guide_dtype, temperature):
+    student, options = batch(normal, "batch, pool, anchors and positives", dtype=dtype)
+    student = [x.clone() for x in student]
+    student[0][1] = student[1][2] = 0
+    options = {name: x.to(guide_dtype) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    options["guide_anchor"][3] = 0
+    leaves = [x.requires_grad_() for x in student]
+    for guide_temperature in (None, 1e-3, 1e3):
+        loss = gist_embed_loss(*leaves, **options, temperature=temperature, guide_temperature=guide_temperature)
+        gradients = torch.autograd.grad(loss, leaves)
+        assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert gradients[0][1].eq(0).all()
+
+
+def test_autocast_changes_nothing(normal, device):
+    student, options = batch(normal, "batch, pool, anchors and positives", dtype=torch.float32)
+    expected = gist_embed_loss(*student, **options)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert_close(gist_embed_loss(*student, **options), expected, rtol=0, atol=0)
+
+
+def test_the_guide_gets_no_gradient_and_nothing_is_mutated(normal):
+    student, options = batch(normal, "batch and every anchor's own")
+    tensors = [*student, *(x for x in options.values() if isinstance(x, torch.Tensor))]
+    before = [x.clone() for x in tensors]
+    guide = tensors[len(student) :]
+    for x in (*student, *guide):
+        x.requires_grad_()
+    guide_temperature = torch.tensor(0.2, requires_grad=True, device=student[0].device)
+    gist_embed_loss(*student, **options, guide_temperature=guide_temperature).backward()
+    assert all(x.grad is not None for x in student)
+    assert all(x.grad is None for x in (*guide, guide_temperature))
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
+
+
+def test_compiles_without_a_graph_break(normal, bad_input):
+    # the module is loaded anew, for the shape checks of conftest.py cannot be traced
+    function = runpy.run_path(mathlib.gist.__file__)["gist_embed_loss"]
+    student, options = batch(normal, "batch, pool, anchors and positives")
+    compiled = torch.compile(function, backend="aot_eager")
+    assert_close(compiled(*student, **options), function(*student, **options))
+
+
+# Gradients
+
+
+@each_layout
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_gradcheck(normal, layout, block_size):
+    student, options = batch(normal, layout)
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=student[0].device)
+
+    def losses(temperature, *student):
+        return gist_embed_loss(
+            *student, **options, temperature=temperature, guide_temperature=0.5, block_size=block_size, reduction="none"
+        )
+
+    leaves = tuple(x.requires_grad_() for x in (temperature, *student))
+    assert torch.autograd.gradcheck(losses, leaves, fast_mode=True)
+
+
+# What is refused, and how
+
+GOOD = {
+    "anchor": torch.ones(2, 3),
+    "positive": torch.ones(2, 3),
+    "guide_anchor": torch.ones(2, 5),
+    "guide_positive": torch.ones(2, 5),
+}
+NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"anchor": None}, TypeError, "anchor must be a torch.Tensor, was NoneType"),
+        ({"guide_anchor": [1]}, TypeError, "guide_anchor must be a torch.Tensor, was list"),
+        ({"anchor": torch.ones(0, 3)}, ValueError, "anchor must have at least one row, was [0, 3]"),
+        (
+            {"guide_positive": torch.ones(2, 5).int()},
+            TypeError,
+            "guide_positive must have a floating-point dtype, was torch.int32",
+        ),
+        (
+            {"guide_positive": torch.ones(2, 5).double()},
+            TypeError,
+            "guide_positive must have the dtype of guide_anchor, torch.float32, was torch.float64",
+        ),
+        (
+            {"guide_positive": torch.ones(2, 4)},
+            ValueError,
+            "guide_positive must have 5 features along axis 1, was [2, 4]",
+        ),
+        (
+            {"guide_anchor": torch.ones(3, 5), "guide_positive": torch.ones(3, 5)},
+            ValueError,
+            "guide_anchor must have 2 rows, as anchor, was [3, 5]",
+        ),
+        (
+            {"guide_anchor": torch.ones(2, 5, device="meta"), "guide_positive": torch.ones(2, 5, device="meta")},
+            ValueError,
+            "guide_anchor must be on the device of anchor, cpu, was meta",
+        ),
+        (
+            {"negatives": torch.ones(4, 3)},
+            ValueError,
+            "guide_negatives must be given together with negatives, was None",
+        ),
+        (
+            {"guide_negatives": torch.ones(4, 5)},
+            ValueError,
+            "negatives must be given together with guide_negatives, was None",
+        ),
+        (
+            NEGATIVES | {"guide_negatives": torch.ones(3, 5)},
+            ValueError,
+            "guide_negatives must be [4] embeddings, as negatives, was [3, 5]",
+        ),
+        (
+            NEGATIVES | {"guide_negatives": torch.ones(4, 6)},
+            ValueError,
+            "guide_negatives must have 5 features along axis -1, was [4, 6]",
+        ),
+        ({"temperature": 0.0}, ValueError, "temperature must be a finite number and > 0, was 0.0"),
+        ({"temperature": torch.ones(1)}, ValueError, "temperature must be a number or a 0-d tensor, was [1]"),
+        ({"guide_temperature": -1.0}, ValueError, "guide_temperature must be a finite number and > 0, was -1.0"),
+        (
+            {"guide_temperature": torch.tensor(1.0, device="meta")},
+            ValueError,
+            "guide_temperature must be on the device of the scores, cpu, was meta",
+        ),
+        ({"guide_temperature": "1"}, TypeError, "guide_temperature must be a finite number and > 0, was str"),
+        ({"lam": -0.1}, ValueError, "lam must be a finite number and >= 0, was -0.1"),
+        ({"lam": None}, TypeError, "lam must be a finite number and >= 0, was NoneType"),
+        ({"margin": -1}, ValueError, "margin must be a finite number and >= 0, was -1"),
+        ({"margin": math.inf}, ValueError, "margin must be a finite number and >= 0, was inf"),
+        ({"strategy": "threshold"}, ValueError, "strategy must be one of 'absolute', 'relative', was 'threshold'"),
+        ({"reduction": "max"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', was 'max'"),
+        ({"in_batch": 1}, TypeError, "in_batch must be True or False, was int"),
+        ({"contrast_anchors": None}, TypeError, "contrast_anchors must be True or False, was NoneType"),
+        (
+            NEGATIVES | {"in_batch": False, "contrast_anchors": True},
+            ValueError,
+            "contrast_anchors must be False when in_batch is False",
+        ),
+        (
+            NEGATIVES | {"in_batch": False, "contrast_positives": True},
+            ValueError,
+            "contrast_positives must be False when in_batch is False",
+        ),
+        (
+            {"in_batch": False},
+            ValueError,
+            "negatives must be given when in_batch is False: there is nothing else to contrast with",
+        ),
+        ({"block_size": 0}, ValueError, "block_size must be an int >= 1, was 0"),
+        ({"block_size": 1.5}, TypeError, "block_size must be an int >= 1, was float"),
+    ],
+)
+def test_gist_embed_loss_says_what_is_wrong(bad_input, wrong, error, message):
+    with pytest.raises(error) as caught:
+        gist_embed_loss(**{**GOOD, **wrong})
+    assert str(caught.value) == message
