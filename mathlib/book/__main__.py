@@ -330,11 +330,27 @@ def normalise(notebook) -> None:
 
 
 def write_evidence(root: Path) -> None:
+    """Write the files that are made from the chapters' stored outputs."""
     from mathlib.book import evidence
 
-    path = root / "chapters" / "evidence.md"
-    path.write_text(evidence.table(path.parent), encoding="utf-8", newline="\n")
-    print(f"wrote {path.relative_to(root)}")
+    made = {
+        root / "chapters" / "evidence.md": evidence.table(root / "chapters"),
+        root / "_static" / "readme.svg": readme_picture(root),
+    }
+    for path, text in made.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(f"wrote {path.relative_to(root)}")
+
+
+def readme_picture(root: Path) -> str:
+    """The last frame of the first page's figure, in colours that stand on any background."""
+    text = (root / "chapters" / "index.ipynb").read_text(encoding="utf-8")
+    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+    html = "".join(next(o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})))
+    svg = re.findall(r"<svg .*?</svg>", html, re.DOTALL)[-1]
+    svg = svg.replace("currentColor", "#767676").replace("var(--paper)", "none")
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    return svg.replace("<svg ", f"<svg {names} ", 1) + "\n"
 
 
 # Command line -----------------------------------------------------------------------------------

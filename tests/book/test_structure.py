@@ -79,6 +79,11 @@ def test_the_evidence_is_what_the_chapters_measured():
     assert stored == evidence.table(CHAPTERS), "run: python -m mathlib.book evidence"
 
 
+def test_the_readme_shows_the_figure_of_the_first_page():
+    stored = (ROOT / "_static" / "readme.svg").read_text(encoding="utf-8")
+    assert stored == readme_picture(ROOT), "run: python -m mathlib.book evidence"
+
+
 @pytest.mark.parametrize("page", ["README.md", "chapters/index.ipynb"])
 def test_the_map_names_files_that_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
