@@ -13,7 +13,7 @@ from nbformat import v4
 
 import mathlib
 from mathlib.book import evidence
-from mathlib.book.__main__ import normalise, pages
+from mathlib.book.__main__ import normalise, pages, readme_picture
 from mathlib.book.sphinx import CHAPTER_LINE
 
 ROOT = Path(__file__).parents[2]
