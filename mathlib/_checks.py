@@ -16,11 +16,11 @@ def check_tensor(name: str, value: object, *shapes: str, kinds: tuple[str, ...] 
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, was {type(value).__name__}")
     if value.is_floating_point():
-        kind = "a floating-point"
+        kind: str | None = "a floating-point"
     elif value.dtype == torch.bool:
         kind = "a bool"
     else:
-        kind = "a complex" if value.is_complex() else "an integer"
+        kind = None if value.is_complex() else "an integer"
     if kind not in kinds:
         raise TypeError(f"{name} must have {' or '.join(kinds)} dtype, was {value.dtype}")
     if shapes and value.ndim not in [len(shape.split()) for shape in shapes]:

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from mathlib._blockwise import Places, Task, blockwise, softmax_, surprise
 from mathlib._checks import (
     check_alike,
     check_choice,
@@ -158,8 +158,8 @@ def info_nce(
             without gradient; where the block of scores holds the positive itself, it reads -inf.
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once; fewer need less memory, and more time
-            because the backward pass computes them again. Loss and gradients stay the same.
+        block_size: rows whose scores are alive at once; None takes 512 on a CPU, more on a GPU. Memory is
+            O(block_size * candidates); loss and gradients stay the same.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. An anchor
@@ -200,13 +200,35 @@ def info_nce(
         if not callable(rule):
             raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
 
-    a, p = unit(anchor), unit(positive)
-    there = Batch(a, p, None if negatives is None else unit(negatives), in_batch)
-    losses = weighted_losses(there, rules, temperature, block_size)
-    if symmetric:
-        back = Batch(p, a, None, True)
-        losses = (losses + weighted_losses(back, rules, temperature, block_size)) / 2
-    return reduced(losses, reduction)
+    def one_way(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
+        batch = Batch(unit(a), unit(p), None if n is None else unit(n), in_batch)
+        return weighted_losses(batch, rules, temperature)
+
+    def both_ways(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
+        return (one_way(a, p, n, temperature) + one_way(p, a, None, temperature)) / 2
+
+    if torch.compiler.is_compiling():
+        definition = both_ways if symmetric else one_way
+        return reduced(definition(anchor, positive, negatives, temperature), reduction)
+
+    def slopes(
+        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weights = weighted(s_p, scores, None, rules)
+        scores.sub_(s_p[:, None]).div_(temperature)
+        if weights is not None:
+            scores.masked_fill_(weights == 0, -torch.inf)
+        shares, lead = softmax_(scores, weights, own)
+        wrong = lead.sigmoid()  # the probability of all negatives
+        return surprise(lead), shares, -torch.ones_like(wrong), wrong
+
+    # with rules, the row of a positive has weights of its own, which only a pass over its row can ask for
+    at_once = symmetric and not rules
+    task = Task(slopes, both_ways if at_once else one_way, in_batch, both=at_once, block_size=block_size)
+    loss = blockwise(task, reduction, anchor, positive, negatives, temperature)
+    if symmetric and rules:
+        loss = (loss + blockwise(task, reduction, positive, anchor, None, temperature)) / 2
+    return loss
 
 
 class Batch(NamedTuple):
@@ -220,65 +242,47 @@ class Batch(NamedTuple):
     """Further blocks of candidates: of each [B, D], row b against all other rows."""
 
 
-def scored(batch: Batch, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the anchors from first to last: the positive's [R], the candidates' [R, C], and which
-    of the candidates [R, C] is the positive itself, or in a further block the row itself: it reads -inf.
+def scored(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of all anchors: the positive's [B], the candidates' [B, C], and which of the candidates [B, C]
+    is the positive itself, or in a further block the row itself: it reads -inf.
     """
-    a, negatives = batch.anchor[first:last], batch.negatives
+    a, negatives = batch.anchor, batch.negatives
     blocks = [products(a, batch.positive)] if batch.in_batch else []
-    blocks += [products(x[first:last], x) for x in batch.among]
-    itself = [torch.zeros_like(block, dtype=torch.bool) for block in blocks]
-    for mask in itself:
-        mask.diagonal(first).fill_(True)
+    blocks += [products(x, x) for x in batch.among]
+    itself = [torch.eye(len(a), dtype=torch.bool, device=a.device) for _ in blocks]
     # read off the product: computed apart, it would not tie with its copies among the candidates
-    positive_scores = blocks[0].diagonal(first) if blocks else (a * batch.positive[first:last]).sum(dim=1)
+    positive_scores = blocks[0].diagonal() if blocks else (a * batch.positive).sum(dim=1)
     if negatives is not None:
         if negatives.ndim == 3 and not batch.in_batch:
-            blocks.append(products(a[:, None], negatives[first:last])[:, 0])
+            blocks.append(products(a[:, None], negatives)[:, 0])
         else:
             blocks.append(products(a, negatives.flatten(0, -2)))
         itself.append(torch.zeros_like(blocks[-1], dtype=torch.bool))
-    mask = itself[0] if len(itself) == 1 else torch.cat(itself, dim=1)
-    scores = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
-    return positive_scores, scores.masked_fill(mask, -torch.inf), mask
+    mask = torch.cat(itself, dim=1)
+    return positive_scores, torch.cat(blocks, dim=1).masked_fill(mask, -torch.inf), mask
 
 
-def weighted_losses(batch: Batch, rules: list[Rule], temperature: float | Tensor, block_size: int | None) -> Tensor:
-    """The loss of each anchor of the batch, its candidates weighted by the rules."""
-
-    def rows(first: int, last: int) -> Tensor:
-        positive_scores, scores, itself = scored(batch, first, last)
-        weights = weighted(positive_scores, scores, itself, rules)
-        return row_losses(positive_scores, scores, weights, temperature)
-
-    return by_blocks(rows, len(batch.anchor), block_size)
+def weighted_losses(batch: Batch, rules: list[Rule], temperature: float | Tensor) -> Tensor:
+    """The loss of each anchor of the batch, its candidates weighted by the rules: the definition."""
+    positive_scores, scores, itself = scored(batch)
+    weights = weighted(positive_scores, scores, itself, rules)
+    return row_losses(positive_scores, scores, weights, temperature)
 
 
-def by_blocks(rows: Callable[[int, int], Tensor], size: int, block_size: int | None) -> Tensor:
-    """rows(first, last) for blocks of rows, put together."""
-    if block_size is None or block_size >= size:
-        return rows(0, size)
-    # without checkpoint, every block's scores would wait for the backward pass: all of B x C after all
-    blocks = [
-        checkpoint(rows, first, min(first + block_size, size), use_reentrant=False)
-        for first in range(0, size, block_size)
-    ]
-    return torch.cat(blocks)
-
-
-def weighted(positive_scores: Tensor, candidate_scores: Tensor, itself: Tensor, rules: list[Rule]) -> Tensor | None:
-    """The product of the rules' weights; 1 where the candidate is the row's own positive (or the row itself)."""
-    if not rules:
-        return None
+def weighted(
+    positive_scores: Tensor, candidate_scores: Tensor, itself: Tensor | None, rules: list[Rule]
+) -> Tensor | None:
+    """The product of the rules' weights, 1 where the candidate is the row's own positive (or the row itself)."""
+    weights: Tensor | None = None
     with torch.no_grad():
-        weights = torch.ones_like(candidate_scores)
         for rule in rules:
             given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:
                 was = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
                 raise ValueError(f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}")
-            weights = weights * given
-        return weights.masked_fill(itself, 1.0)
+            given = given.to(candidate_scores.dtype)
+            weights = given if weights is None else weights * given
+        return weights if weights is None or itself is None else weights.masked_fill(itself, 1.0)
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:

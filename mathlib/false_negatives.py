@@ -110,7 +110,10 @@ def false_negative_weights(
     else:
         check_number("margin", margin, least=0)
         limit = s_p - (margin if strategy == "absolute" else s_p.abs() * margin)
-    return torch.ones_like(s).masked_fill(s > limit, alpha)
+    if alpha == 0:
+        # 1 or 0 at once, not by way of a bool; not(s > limit) rather than s <= limit for NaN
+        return torch.gt(s, limit, out=torch.empty_like(s)).neg_().add_(1)
+    return torch.ones_like(s).masked_fill_(s > limit, alpha)
 
 
 def check_rule(positive_scores: Tensor, candidate_scores: Tensor) -> None:

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, softmax_, surprise
 from mathlib._checks import check_choice, check_count, check_flag, check_number
 from mathlib.contrastive import (
     Batch,
-    by_blocks,
     check_any_negatives,
     check_embeddings,
     check_temperature,
@@ -88,7 +88,7 @@ def gist_embed_loss(
         contrast_positives: whether pairs of positives are candidates too: row b's positive against all
             others. A row is never compared with itself.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once; loss and gradients stay the same.
+        block_size: rows whose scores are alive at once, as in `info_nce`; loss and gradients stay the same.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
@@ -140,31 +140,64 @@ def gist_embed_loss(
     if block_size is not None:
         check_count("block_size", block_size)
 
-    def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
-        a, p = unit(a), unit(p)
-        among = (a,) * contrast_anchors + (p,) * contrast_positives
-        return Batch(a, p, None if n is None else unit(n), in_batch, among)
-
-    student = batch(anchor, positive, negatives)
-    with torch.no_grad():
-        guide = batch(guide_anchor, guide_positive, guide_negatives)
+    among = ("anchor",) * contrast_anchors + ("positive",) * contrast_positives
     if guide_temperature is None:
         guide_temperature = temperature
+    if isinstance(guide_temperature, Tensor):
+        guide_temperature = guide_temperature.detach()
     rule = partial(false_negative_weights, strategy=strategy, margin=margin)
 
-    def rows(first: int, last: int) -> Tensor:
+    def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
+        a, p = unit(a), unit(p)
+        further = (a,) * contrast_anchors + (p,) * contrast_positives
+        return Batch(a, p, None if n is None else unit(n), in_batch, further)
+
+    def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         with torch.no_grad():
-            guide_positive_scores, guide_scores, itself = scored(guide, first, last)
+            guide_positive_scores, guide_scores, itself = scored(batch(guide_anchor, guide_positive, guide_negatives))
             weights = weighted(guide_positive_scores, guide_scores, itself, [rule])
             guide_logits = relative_logits(guide_positive_scores, guide_scores, weights, guide_temperature)
-        positive_scores, scores, _ = scored(student, first, last)
+        positive_scores, scores, _ = scored(batch(a, p, n))
         losses = row_losses(positive_scores, scores, weights, temperature)
         if lam == 0:
             return losses
         logits = relative_logits(positive_scores, scores, weights, temperature)
         return losses + lam * divergences(guide_logits, logits)
 
-    return reduced(by_blocks(rows, len(anchor), block_size), reduction)
+    if torch.compiler.is_compiling():
+        return reduced(plain(anchor, positive, negatives, temperature), reduction)
+
+    with torch.no_grad():
+        guide = Embeddings(*(None if x is None else unit(x) for x in (guide_anchor, guide_positive, guide_negatives)))
+
+    def slopes(
+        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        guide_scores = guide.anchor.new_empty(scores.shape)
+        guide_s_p, _ = fill(task, guide, first, last, guide_scores)
+        gone = rule(guide_s_p[:, None], guide_scores) == 0
+        for matrix, number in ((scores, 0.0), (guide_scores, 0.0), (gone, True)):
+            for view in own(matrix):  # numbers, of which a difference can be taken
+                view.fill_(number)
+        scores.sub_(s_p[:, None]).div_(temperature)
+        if lam == 0:
+            shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
+            wrong = lead.sigmoid()
+            return surprise(lead), shares, -torch.ones_like(wrong), wrong
+        guide_scores = guide_scores.to(scores.dtype).sub_(guide_s_p[:, None]).div_(guide_temperature)
+        differences = guide_scores - scores
+        shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
+        guide_shares, guide_lead = softmax_(guide_scores.masked_fill_(gone, -torch.inf))
+        wrong, guide_wrong, losses = lead.sigmoid(), guide_lead.sigmoid(), surprise(lead)
+        # sum of g (log g - log s); the positive's logits are 0, so its part is in the normalisers alone
+        divergences = differences.mul_(guide_shares).sum(dim=1) * guide_wrong + losses - surprise(guide_lead)
+        # the student's softmax belongs to both terms, the guide's to the second one
+        mine, guides = (1 + lam) * wrong, lam * guide_wrong
+        by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
+        return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
+
+    task = Task(slopes, plain, in_batch, among, block_size=block_size)
+    return blockwise(task, reduction, anchor, positive, negatives, temperature)
 
 
 def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:

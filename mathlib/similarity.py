@@ -31,13 +31,19 @@ def unit(x: Tensor) -> Tensor:
     The gradient of x / |x| grows like 1 / |x|. eps is the length at which that factor still fits
     into the input's own dtype: 1e-4 for float16, whose largest number is 65504, else 1e-12.
     """
+    return direction(x)[0]
+
+
+def direction(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`unit`, and the lengths [..., 1], infinite where |x| is below eps."""
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
     x = wide(x)
     # squares overflow long before lengths do; the direction, and its gradient, do not depend on a scale
     scale = x.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
     x = x / scale
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.where(length * scale < eps, 0.0, x / length.clamp_min(eps))
+    short = length * scale < eps
+    return torch.where(short, 0.0, x / length.clamp_min(eps)), (length * scale).masked_fill(short, torch.inf)
 
 
 def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # temperature=1 is as good as temperature=1.0.
 beartype_with_int_as_float = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -48,3 +49,21 @@ def bad_input():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.fixture
+def largest():
+    """with largest() as seen: ...; seen.numel."""
+    return Largest

@@ -737,6 +737,11 @@ def refused(call, error, message):
         ({"query": torch.zeros(4)}, ValueError, "query must have shape [..., L, D], was [4]"),
         ({"key": torch.zeros(4)}, ValueError, "key must have shape [..., S, D], was [4]"),
         ({"value": torch.zeros(())}, ValueError, "value must have shape [..., S, E], was []"),
+        (
+            {"query": torch.zeros(2, 3, 0), "key": torch.zeros(2, 5, 0)},
+            ValueError,
+            "query must have at least one feature, was [2, 3, 0]",
+        ),
         ({"key": torch.zeros(2, 5, 3)}, ValueError, "key must have 4 features along axis -1, was [2, 5, 3]"),
         ({"key": torch.zeros(2, 5, 1)}, ValueError, "key must have 4 features along axis -1, was [2, 5, 1]"),
         ({"value": torch.zeros(2, 4, 6)}, ValueError, "value must have 5 rows along axis -2, was [2, 4, 6]"),

@@ -75,3 +75,11 @@ def test_a_tensor_of_another_kind_is_told_all_kinds_that_are_right(dtype, kinds,
     with pytest.raises(TypeError) as caught:
         check_tensor("x", torch.zeros(2, dtype=dtype), kinds=kinds)
     assert str(caught.value) == message
+
+
+def test_a_complex_tensor_is_called_so():
+    with pytest.raises(TypeError) as caught:
+        check_tensor("x", torch.zeros(2, dtype=torch.complex64))
+    assert str(caught.value) == "x must have a floating-point dtype, was torch.complex64"
+    with pytest.raises(TypeError):
+        check_tensor("x", torch.zeros(2, dtype=torch.complex64), kinds=("an integer", "a bool"))

@@ -323,25 +323,23 @@ def test_block_size_changes_neither_losses_nor_gradients(normal, layout, rule, b
     assert_close(blocks, whole, rtol=1e-12, atol=1e-14)
 
 
-def test_blocks_keep_no_scores_for_the_backward_pass(normal):
-    anchor, positive = normal(0, 32, 2).requires_grad_(), normal(1, 32, 2).requires_grad_()
-
-    def largest_saved(block_size):
-        sizes = []
-
-        def note(x):
-            sizes.append(x.numel())
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            info_nce(anchor, positive, block_size=block_size)
-        return max(sizes)
-
-    assert largest_saved(None) >= 32 * 32
-    assert largest_saved(4) <= 4 * 32
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("rule", [None, half_if_harder])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest, symmetric, rule, reduction):
+    anchor, positive = normal(0, 64, 2).requires_grad_(), normal(1, 64, 2).requires_grad_()
+    for block_size, most in ((8, 8 * 64), (None, 64 * 64)):
+        with largest() as seen:
+            options = {"weigh": rule, "symmetric": symmetric, "reduction": reduction, "block_size": block_size}
+            info_nce(anchor, positive, **options).sum().backward()
+        assert seen.numel == most
 
 
-# What a rule is given, and what becomes of its answer
+def test_many_rows_are_taken_by_blocks_of_512_on_a_cpu(largest):
+    anchor, positive = torch.ones(2, 600, 1)
+    with largest() as seen:
+        info_nce(anchor, positive)
+    assert seen.numel == 512 * 600
 
 
 @each_layout
@@ -612,6 +610,55 @@ def test_scores_and_weights_are_not_mutated(normal):
     before = [x.clone() for x in given]
     contrastive_loss(given[0], given[1], temperature=0.1, weights=given[2])
     assert_close(list(given), before, rtol=0, atol=0)
+
+
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
+    tensors, options = batch(normal, layout)
+    leaves = [x if x is None else x.requires_grad_() for x in tensors]
+    temperature = torch.tensor(0.5, dtype=torch.float64, device=tensors[0].device, requires_grad=True)
+
+    def loss(temperature, *leaves):
+        return info_nce(*leaves, temperature=temperature, weigh=rule, reduction=reduction, block_size=3, **options)
+
+    assert torch.autograd.gradgradcheck(loss, (temperature, *leaves))
+
+
+def test_a_second_derivative_passes_by_what_is_frozen(normal):
+    anchor, positive = normal(0, 4, 3).requires_grad_(), normal(1, 4, 3)
+    assert torch.autograd.gradgradcheck(lambda a: info_nce(a, positive, temperature=0.5), anchor)
+
+
+def test_a_gradient_too_small_for_float16_survives_the_scaling_of_the_loss(normal):
+    anchor, positive = (normal(seed, 4, 3, dtype=torch.float16).requires_grad_() for seed in range(2))
+    exact = info_nce(anchor.double(), positive.double(), temperature=1e3)
+    (expected,) = torch.autograd.grad(exact * 2**16, anchor)
+    (ours,) = torch.autograd.grad(info_nce(anchor, positive, temperature=1e3) * 2**16, anchor)
+    assert_close(ours, expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_backward_pass_can_be_run_twice(normal, reduction):
+    anchor, positive = normal(0, 4, 3).requires_grad_(), normal(1, 4, 3)
+    loss = info_nce(anchor, positive, temperature=0.5, reduction=reduction).sum()
+    first, second = (torch.autograd.grad(3 * loss, anchor, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_functional_gradients_are_the_same(normal):
+    anchor, positive = normal(0, 4, 3), normal(1, 4, 3)
+    ours = torch.func.grad(lambda a: info_nce(a, positive, temperature=0.5))(anchor)
+    (expected,) = torch.autograd.grad(info_nce(anchor.requires_grad_(), positive, temperature=0.5), anchor)
+    assert_close(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_forward_mode_derivatives_are_refused(normal):
+    anchor, positive = normal(0, 4, 3), normal(1, 4, 3)
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(lambda a: info_nce(a, positive), (anchor,), (torch.ones_like(anchor),))
 
 
 @pytest.fixture(scope="module")

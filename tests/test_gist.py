@@ -90,6 +90,24 @@ def test_a_margin_counts_from_the_guides_positive(device, strategy, margin, kept
     assert losses[0].item() == pytest.approx(math.log(1 + math.exp(-1)) if kept else 0.0, rel=1e-6)
 
 
+def test_defaults_are_temperature_0_05_for_both_and_lam_1(normal):
+    student, options = batch(normal, "batch, pool, anchors and positives")
+    options |= {"in_batch": True, "contrast_anchors": False, "contrast_positives": False}
+    said = gist_embed_loss(
+        *student, temperature=0.05, guide_temperature=0.05, lam=1.0, margin=0.0, strategy="absolute", **options
+    )
+    assert_close(gist_embed_loss(*student, **options), said, rtol=0, atol=0)
+
+
+def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest):
+    embeddings = [normal(seed, 64, 2).requires_grad_() for seed in range(2)]
+    guide = {"guide_anchor": normal(2, 64, 3), "guide_positive": normal(3, 64, 3)}
+    for block_size, most in ((8, 8 * 64), (None, 64 * 64)):
+        with largest() as seen:
+            gist_embed_loss(*embeddings, **guide, block_size=block_size).backward()
+        assert seen.numel == most
+
+
 # By a loop
 
 
@@ -291,6 +309,19 @@ def test_gradcheck(normal, layout, block_size):
     assert torch.autograd.gradcheck(losses, leaves, fast_mode=True)
 
 
+@each_layout
+@pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_the_gradient_has_a_gradient(normal, layout, lam):
+    student, options = batch(normal, layout)
+    temperature = torch.tensor(0.5, dtype=torch.float64, device=student[0].device)
+
+    def loss(temperature, *student):
+        return gist_embed_loss(*student, **options, temperature=temperature, guide_temperature=0.5, lam=lam)
+
+    leaves = tuple(x.requires_grad_() for x in (temperature, *student))
+    assert torch.autograd.gradgradcheck(loss, leaves)
+
+
 # What is refused, and how
 
 GOOD = {
@@ -347,6 +378,16 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
             NEGATIVES | {"guide_negatives": torch.ones(3, 5)},
             ValueError,
             "guide_negatives must be [4] embeddings, as negatives, was [3, 5]",
+        ),
+        (
+            {"negatives": torch.ones(2, 4, 3), "guide_negatives": torch.ones(2, 3, 5)},
+            ValueError,
+            "guide_negatives must be [2, 4] embeddings, as negatives, was [2, 3, 5]",
+        ),
+        (
+            NEGATIVES | {"negatives": torch.ones(4, 2)},
+            ValueError,
+            "negatives must have 3 features along axis -1, was [4, 2]",
         ),
         (
             NEGATIVES | {"guide_negatives": torch.ones(4, 6)},
