@@ -47,7 +47,7 @@ class DualEncoder(nn.Module):
         >>> model.score(torch.zeros(4, 3), torch.ones(5, 3)).shape
         torch.Size([4, 5])
 
-    Chapter: 01_infonce (eq. dual-encoder)
+    Chapter: 04_dual_encoder (eq. dual-encoder)
     """
 
     def __init__(self, query_encoder: nn.Module, document_encoder: nn.Module | None = None) -> None:
@@ -113,7 +113,7 @@ def search(
                 [2.]]), tensor([[1],
                 [0]]))
 
-    Chapter: 01_infonce (eq. search)
+    Chapter: 04_dual_encoder (eq. search)
     """
     check_tensor("queries", queries, "Q D")
     check_tensor("documents", documents, "N D")
@@ -180,7 +180,7 @@ def recall_at_k(ranked: Int[Tensor, "Q n"], relevant: Relevant, *, k: int) -> Fl
         >>> recall_at_k(torch.tensor([[4, 2, 7]]), [{2, 9}], k=2)
         tensor(0.5000)
 
-    Chapter: 01_infonce (eq. recall)
+    Chapter: 04_dual_encoder (eq. recall)
     """
     hits, counts = judged(ranked, relevant)
     check_count("k", k, most=ranked.shape[1], most_meaning="the number of results in ranked")
@@ -210,7 +210,7 @@ def mean_reciprocal_rank(ranked: Int[Tensor, "Q n"], relevant: Relevant) -> Floa
         >>> mean_reciprocal_rank(torch.tensor([[4, 2, 7], [1, 2, 3]]), torch.tensor([2, 5]))
         tensor(0.2500)
 
-    Chapter: 01_infonce (eq. mrr)
+    Chapter: 04_dual_encoder (eq. mrr)
     """
     hits, _ = judged(ranked, relevant)
     ranks = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)
@@ -243,7 +243,7 @@ def ndcg_at_k(ranked: Int[Tensor, "Q n"], relevant: Relevant, *, k: int) -> Floa
         >>> ndcg_at_k(torch.tensor([[4, 2, 7]]), torch.tensor([2]), k=3)
         tensor(0.6309)
 
-    Chapter: 01_infonce (eq. ndcg)
+    Chapter: 04_dual_encoder (eq. ndcg)
     """
     hits, counts = judged(ranked, relevant)
     check_count("k", k, most=ranked.shape[1], most_meaning="the number of results in ranked")

@@ -235,7 +235,8 @@ def serve(output: Path, port: int) -> None:
 def execute(root: Path, names: list[str]) -> list[str]:
     """Run the chapters again, each in a new kernel, and store what they print; the problems, or []."""
     notebooks = [root / f"{page}.ipynb" for page in pages(root)]
-    notebooks = [path for path in notebooks if path.exists()]
+    # the first page sums up what the others measured
+    notebooks = [path for path in [*notebooks[1:], notebooks[0]] if path.exists()]
     stems = [path.stem for path in notebooks]
     for name in names:
         if Path(name).stem not in stems:

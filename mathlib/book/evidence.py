@@ -112,23 +112,66 @@ def claims(notebook: Path) -> list[dict]:
     return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
 
 
+def title(notebook: Path) -> str:
+    """The heading that the notebook opens with."""
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return first.partition("\n")[0].lstrip("# ")
+
+
+def tested(chapters: Path) -> dict[Path, list[dict]]:
+    """The notebooks that measured something, in order, and their claims."""
+    found = {notebook: claims(notebook) for notebook in sorted(chapters.glob("*.ipynb"))}
+    return {notebook: made for notebook, made in found.items() if made}
+
+
+def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
+    """How many claims; how many hold, hold under a condition, do not hold."""
+    verdicts = [claim["verdict"] for claim in made]
+    hold, fail = verdicts.count("holds"), verdicts.count("does not hold")
+    return len(verdicts), hold, len(verdicts) - hold - fail, fail
+
+
 def table(chapters: Path) -> str:
     """The text of evidence.md: every claim that the executed chapters measured."""
-    rows, verdicts = [], []
-    for notebook in sorted(chapters.glob("*.ipynb")):
-        for claim in claims(notebook):
-            link = f"{{ref}}`{claim['statement']} <{claim['label']}>`"
+    found = tested(chapters)
+    number, hold, conditions, fail = counted([claim for made in found.values() for claim in made])
+    lines = [
+        HEAD,
+        f"{number} statements have been tested: {hold} hold, {conditions} hold under a condition, {fail} do not hold.",
+    ]
+    for notebook, made in found.items():
+        lines += ["", f"## {title(notebook)}", "", f"Measured in {{doc}}`{notebook.stem}`.", "", *COLUMNS]
+        for claim in made:
+            link = f"[{html.escape(claim['statement'], quote=False)}](#{claim['label']})"
             effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
             effects = f"{effects}<br>*{claim['measure']}*"
             cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-            verdicts.append(claim["verdict"])
-    hold, fail = verdicts.count("holds"), verdicts.count("does not hold")
-    summary = (
-        f"{len(verdicts)} statements have been tested: {hold} hold, {len(verdicts) - hold - fail} hold under "
-        f"a condition, {fail} do not hold."
-    )
-    return "\n".join([HEAD, summary, "", *COLUMNS, *rows, ""])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+class Summary:
+    """How the claims of each chapter came out, as a display object: the first page's table."""
+
+    def __init__(self, chapters: Path) -> None:
+        self.rows = [(notebook.stem, title(notebook), counted(made)) for notebook, made in tested(chapters).items()]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{name}: {n} tested, {a} hold, {b} under a condition, {c} do not" for _, name, (n, a, b, c) in self.rows
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        heads = ("Chapter", "Statements tested", "Hold", "Hold under a condition", "Do not hold")
+        body = "".join(
+            f'<tr><td><a href="{stem}.html">{html.escape(name)}</a></td>{"".join(f"<td>{n}</td>" for n in counts)}</tr>'
+            for stem, name, counts in self.rows
+        )
+        return (
+            f'<table class="summary"><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
+            f"<tbody>{body}</tbody></table>"
+        )
 
 
 HEAD = """# Evidence
@@ -139,6 +182,7 @@ came out. The page is generated from the outputs stored in the chapters; nothing
 An effect is signed so that positive means "as claimed", and paired by seed where two settings are
 compared; ± is the standard deviation over seeds. A case counts when the 95 % interval of its mean
 (Student's t) lies above 0; for a bound, when no seed crosses it. The interval speaks of the seeds, not
-of other data: a claim may come out otherwise on yours.
+of other data: a claim may come out otherwise on yours. Many settings are compared here, so now and then
+a case counts by luck. "As above" refers to the row before.
 """
 COLUMNS = ("| Statement | Verdict | Effect | Experiment |", "|---|---|---|---|")

@@ -1,12 +1,33 @@
 """The training loop that the chapters share; chapter 01 shows it line by line."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mathlib.book.text import Bags
 from mathlib.retrieval import DualEncoder
+
+T = TypeVar("T")
+
+
+def watched(steps: Sequence[T]) -> Iterator[T]:
+    """The steps, with a progress bar while they run in a notebook that somebody watches.
+
+    A notebook with a reader can ask for input; one that is only run, to be stored or compared, cannot.
+    Nothing is displayed there, so that no bar gets into the stored outputs.
+
+    >>> list(watched([1, 2, 3]))
+    [1, 2, 3]
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not getattr(getattr(shell, "kernel", None), "_allow_stdin", False):
+        return iter(steps)
+    from IPython.display import ProgressBar  # only a running kernel needs it
+
+    return (step for _, step in zip(ProgressBar(len(steps)), steps, strict=False))
 
 
 def train(
@@ -26,8 +47,8 @@ def train(
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(queries.ids), generator=generator).split(batch_size):
-            optimiser.zero_grad()
-            loss(*model(queries.rows(batch), documents.rows(batch))).backward()
-            optimiser.step()
+    orders = [torch.randperm(len(queries.ids), generator=generator) for _ in range(epochs)]
+    for batch in watched([batch for order in orders for batch in order.split(batch_size)]):
+        optimiser.zero_grad()
+        loss(*model(queries.rows(batch), documents.rows(batch))).backward()
+        optimiser.step()

@@ -1,11 +1,14 @@
 """Verdicts follow from the numbers, by hand-computed intervals."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from mathlib.book import evidence
 
+CHAPTERS = Path(__file__).parents[2] / "chapters"
 FIVE = {"experiment": "none", "reason": "because"}
 
 
@@ -71,18 +74,33 @@ def test_the_table_is_read_from_stored_outputs(tmp_path):
     ]
     outputs = [{"output_type": "execute_result", "data": claim._repr_mimebundle_()} for claim in claims]
     cells = [
-        {"cell_type": "markdown", "source": "text"},
+        {"cell_type": "markdown", "source": "# Title\n\ntext"},
         {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "1"}, *outputs]},
     ]
     (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     table = evidence.table(tmp_path)
     assert "2 statements have been tested: 1 hold, 0 hold under a condition, 1 do not hold." in table
     assert (
-        "| {ref}`a < b \\| c <claim-a>` | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |"
+        "| [a &lt; b \\| c](#claim-a) | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |"
         in table
     )
+    assert "## Title\n\nMeasured in {doc}`01_x`." in table
+    summary = evidence.Summary(tmp_path)
+    assert repr(summary) == "Title: 2 tested, 1 hold, 0 under a condition, 1 do not"
+    assert '<td><a href="01_x.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
 
 
 def test_html_in_a_statement_is_text():
     page = evidence.computed("claim-x", "<b>", experiment="", said="1", found="1")._repr_mimebundle_()["text/html"]
     assert "&lt;b&gt;" in page and "<b>" not in page
+
+
+def test_every_statement_of_the_notes_is_measured():
+    """claims.yml lists what the notes state; each statement, and each erratum, has a row in the evidence."""
+    rows = (CHAPTERS / "evidence.md").read_text(encoding="utf-8")
+    sections = yaml.safe_load((Path(__file__).parent / "claims.yml").read_text(encoding="utf-8"))
+    assert len(sections) == 8
+    listed = [item for section in sections for item in section["states"] + section.get("errata", [])]
+    assert all(item["claims"] for item in listed)
+    missing = {label for item in listed for label in item["claims"] if f"](#{label})" not in rows}
+    assert missing == set()

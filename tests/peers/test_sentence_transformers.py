@@ -48,9 +48,9 @@ def columns(*embeddings):
     return [{"student": x} for x in embeddings]
 
 
-def static_model():
+def static_model(seed=0):
     """Random vectors for 40 words; a text's embedding is the mean over its words."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return SentenceTransformer(modules=[StaticEmbedding(TOKENIZER, embedding_dim=16)], device="cpu")
 
 
@@ -248,13 +248,11 @@ def test_mining(ours, theirs):
 # Chapter 01, "Use it"
 
 
-def snippet():
-    """The one code block of chapter 01's text that names the trainer."""
-    cells = json.loads((CHAPTERS / "01_infonce.ipynb").read_text(encoding="utf-8"))["cells"]
+def snippet(chapter, word="SentenceTransformerTrainer"):
+    """The one code block of a chapter's text that has the word."""
+    cells = json.loads((CHAPTERS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    (code,) = [
-        code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "SentenceTransformerTrainer" in code
-    ]
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in code]
     return code
 
 
@@ -271,7 +269,7 @@ def test_the_chapters_loss_trains_a_model_as_the_peers_does(n, monkeypatch, tmp_
     pairs = Dataset.from_dict(dict(zip(names, texts, strict=False)))
     model = static_model()
     names = {"model": model, "pairs": pairs}
-    exec(snippet(), names)
+    exec(snippet("01_infonce"), names)
     loss, trainer = names["InfoNCE"](model), names["trainer"]
     peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
 

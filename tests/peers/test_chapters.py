@@ -1,0 +1,211 @@
+"""The code for sentence-transformers in chapters 02, 03, 04, 06 and 08, run as it stands in the text."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from mathlib import false_negative_weights, gist_embed_loss
+
+pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed: make peers")
+
+from datasets import Dataset
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.util import semantic_search
+from test_sentence_transformers import WORDS, snippet, static_model
+
+# Chapter 02, "Use it"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # what the trainer's default does on a CPU
+@pytest.mark.parametrize("n", [0, 2])
+def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
+    generator = torch.Generator().manual_seed(0)
+    texts = [
+        [" ".join(WORDS[i] for i in torch.randint(40, (4,), generator=generator)) for _ in range(8)]
+        for _ in range(2 + n)
+    ]
+    texts[1][1] = texts[1][0]  # a false negative: anchors 0 and 1 have the same positive
+    names = ["query", "document", "negative_1", "negative_2"]
+    pairs = Dataset.from_dict(dict(zip(names, texts, strict=False)))
+    model = static_model()
+    names = {"model": model, "pairs": pairs}
+    exec(snippet("02_false_negatives"), names)
+    trainer, rule = names["trainer"], names["rule"]
+    loss = names["WeightedInfoNCE"](model, rule)
+
+    def value_and_gradient(loss):
+        model.zero_grad()
+        value = loss([model.preprocess(column) for column in texts], None)
+        value.backward()
+        return value.item(), model[0].embedding.weight.grad.clone()
+
+    # a rule that flags nothing gives the peer's loss
+    never = partial(false_negative_weights, strategy="threshold", threshold=2.0)
+    plain, plain_gradient = value_and_gradient(names["WeightedInfoNCE"](model, never))
+    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
+    expected, expected_gradient = value_and_gradient(peer)
+    assert plain == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(plain_gradient, expected_gradient)
+
+    # the snippet's own rule removes candidates: at least the copy, so the loss is smaller
+    before, _ = value_and_gradient(loss)
+    assert before < plain
+
+    # and what it removes is what cross-entropy over the rest gives
+    with torch.no_grad():
+        embedded = [model(model.preprocess(column))["sentence_embedding"] for column in texts]
+        anchors, candidates = (torch.nn.functional.normalize(x) for x in (embedded[0], torch.cat(embedded[1:])))
+        scores = anchors @ candidates.T
+        own = scores.diagonal()[:, None]
+        gone = scores > own - own.abs() * 0.05
+        gone.fill_diagonal_(False)
+        logits = scores.masked_fill(gone, -torch.inf) / 0.05
+        assert gone[0, 1] and gone[1, 0]
+        assert before == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.arange(8)).item(), rel=1e-5)
+
+    trainer.train()
+    assert trainer.state.global_step >= 2
+    assert value_and_gradient(loss)[0] != before
+
+
+# Chapter 03, "Use it"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # what the trainer's default does on a CPU
+def test_the_chapters_mined_column_holds_hard_negatives_and_trains(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    documents, queries = texts[:40], texts[40:]
+    answers = [[q, 39 - q] for q in range(20)]
+    model = static_model()
+    names = {"model": model, "queries": queries, "documents": documents, "answers": answers}
+    exec(snippet("03_hard_negatives"), names)
+
+    scores = torch.cosine_similarity(
+        model.encode(queries, convert_to_tensor=True)[:, None], model.encode(documents, convert_to_tensor=True), dim=2
+    )
+    rows = names["trainer"].train_dataset
+    assert rows.column_names == ["query", "document", "negative"]
+    assert len(rows) > 10
+    for row in rows:
+        q = queries.index(row["query"])
+        assert row["document"] == documents[answers[q][0]]
+        s_p = scores[q, answers[q]].min()
+        limit = s_p - abs(s_p) * 0.05
+        allowed = [d for d in range(40) if d not in answers[q] and scores[q, d] <= limit]
+        hardest = max(scores[q, d] for d in allowed)
+        negative = documents.index(row["negative"])
+        assert negative in allowed
+        assert scores[q, negative] == pytest.approx(hardest.item(), abs=1e-6)
+
+    before = model[0].embedding.weight.detach().clone()
+    names["trainer"].train()
+    assert names["trainer"].state.global_step >= 2
+    assert not torch.equal(model[0].embedding.weight, before)
+
+
+# Chapter 04, "Use it"
+
+
+def test_the_chapters_search_finds_what_the_peers_does(capsys):
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    documents, queries = texts[:50], texts[50:]
+    model = static_model()
+    names = {"model": model, "documents": documents, "queries": queries}
+    exec(snippet("04_dual_encoder", "encode_query"), names)
+
+    expected = semantic_search(
+        model.encode_query(queries, convert_to_tensor=True),
+        model.encode_document(documents, convert_to_tensor=True),
+        top_k=3,
+    )
+    scores = torch.tensor([[hit["score"] for hit in hits] for hits in expected])
+    torch.testing.assert_close(names["scores"].cpu(), scores)
+    assert names["ranked"].tolist() == [[hit["corpus_id"] for hit in hits] for hits in expected]
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{query} {[documents[hit['corpus_id']] for hit in hits]}"
+        for query, hits in zip(queries, expected, strict=True)
+    ]
+
+
+# Chapter 06, "Use it"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # what the trainer's default does on a CPU
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
+    generator = torch.Generator().manual_seed(0)
+    texts = [
+        [" ".join(WORDS[i] for i in torch.randint(40, (4,), generator=generator)) for _ in range(8)]
+        for _ in range(2 + n)
+    ]
+    names = ["query", "document", *[f"negative_{i + 1}" for i in range(n)]]
+    pairs = Dataset.from_dict(dict(zip(names, texts, strict=True)))
+    model, guide = static_model(0), static_model(1)
+    given = guide[0].embedding.weight.detach().clone()
+    scope = {"model": model, "guide": guide, "pairs": pairs}
+    exec(snippet("06_gist"), scope)
+    trainer = scope["trainer"]
+
+    def value_and_gradient(loss):
+        model.zero_grad()
+        value = loss([model.preprocess(column) for column in texts], None)
+        value.backward()
+        return value.item(), model[0].embedding.weight.grad.clone()
+
+    # the function itself agrees with the peer in test_sentence_transformers.py
+    embedded = [model(model.preprocess(column))["sentence_embedding"] for column in texts]
+    judged = [guide(guide.preprocess(column))["sentence_embedding"].detach() for column in texts]
+    expected = gist_embed_loss(
+        *embedded[:2],
+        torch.cat(embedded[2:]) if n else None,
+        guide_anchor=judged[0],
+        guide_positive=judged[1],
+        guide_negatives=torch.cat(judged[2:]) if n else None,
+        margin=0.1,
+    )
+    model.zero_grad()
+    expected.backward()
+    expected_gradient = model[0].embedding.weight.grad.clone()
+    value, gradient = value_and_gradient(scope["GIST"](model, guide, margin=0.1))
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+    loss = scope["GIST"](model, guide, margin=0.1)
+    before = value_and_gradient(loss)[0]
+    trainer.train()
+    assert trainer.state.global_step >= 2
+    assert value_and_gradient(loss)[0] < before
+    torch.testing.assert_close(guide[0].embedding.weight.detach(), given, rtol=0, atol=0)
+
+
+# Chapter 08, "Use it"
+
+
+def test_the_capstones_columns_are_hard_and_within_the_margin():
+    generator = torch.Generator().manual_seed(0)
+    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    queries, documents = texts[:30], texts[30:]
+    documents[:15] = queries[:15]  # so that some positives score high enough to leave room below them
+    names = {}
+    exec(snippet("08_capstone", "with_mined_negatives"), names)
+    model = static_model()
+    mined = names["with_mined_negatives"](model, Dataset.from_dict({"query": queries, "document": documents}), k=2)
+    assert mined.column_names == ["query", "document", "negative_1", "negative_2"]
+    assert len(mined) >= 15
+    scores = torch.cosine_similarity(
+        model.encode(queries, convert_to_tensor=True)[:, None], model.encode(documents, convert_to_tensor=True), dim=2
+    )
+    for row in mined:
+        q = queries.index(row["query"])
+        limit = scores[q, q] - abs(scores[q, q]) * 0.05
+        allowed = sorted((scores[q, d].item() for d in range(30) if d != q and scores[q, d] <= limit), reverse=True)
+        found = [scores[q, documents.index(row[f"negative_{i}"])].item() for i in (1, 2)]
+        assert found == pytest.approx(allowed[:2], abs=1e-6)
