@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._blockwise import Places, Task, blockwise, softmax_, surprise
+from mathlib._blockwise import Places, Task, blockwise, removal, softmax_, surprise
 from mathlib._checks import (
     check_alike,
     check_choice,
@@ -212,19 +212,26 @@ def info_nce(
         return reduced(definition(anchor, positive, negatives, temperature), reduction)
 
     def slopes(
-        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+        first: int, last: int, s_p: Tensor, scores: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weights = weighted(s_p, scores, None, rules)
-        scores.sub_(s_p[:, None]).div_(temperature)
         if weights is not None:
-            scores.masked_fill_(weights == 0, -torch.inf)
-        shares, lead = softmax_(scores, weights, own)
+            s_p, scores = s_p / temperature, scores.div_(temperature)
+            scores.sub_(torch.eq(weights, 0, out=spare), alpha=removal(scores.dtype))
+        shares, lead = softmax_(scores, s_p, weights, own)
         wrong = lead.sigmoid()  # the probability of all negatives
         return surprise(lead), shares, -torch.ones_like(wrong), wrong
 
     # with rules, the row of a positive has weights of its own, which only a pass over its row can ask for
     at_once = symmetric and not rules
-    task = Task(slopes, both_ways if at_once else one_way, in_batch, both=at_once, block_size=block_size)
+    task = Task(
+        slopes,
+        both_ways if at_once else one_way,
+        in_batch,
+        divided=not rules,
+        both=at_once,
+        block_size=block_size,
+    )
     loss = blockwise(task, reduction, anchor, positive, negatives, temperature)
     if symmetric and rules:
         loss = (loss + blockwise(task, reduction, positive, anchor, None, temperature)) / 2

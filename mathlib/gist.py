@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, softmax_, surprise
+from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, removal, softmax_, surprise
 from mathlib._checks import check_choice, check_count, check_flag, check_number
 from mathlib.contrastive import (
     Batch,
@@ -171,32 +171,33 @@ def gist_embed_loss(
         guide = Embeddings(*(None if x is None else unit(x) for x in (guide_anchor, guide_positive, guide_negatives)))
 
     def slopes(
-        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+        first: int, last: int, z_p: Tensor, logits: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        guide_scores = guide.anchor.new_empty(scores.shape)
-        guide_s_p, _ = fill(task, guide, first, last, guide_scores)
-        gone = rule(guide_s_p[:, None], guide_scores) == 0
-        for matrix, number in ((scores, 0.0), (guide_scores, 0.0), (gone, True)):
-            for view in own(matrix):  # numbers, of which a difference can be taken
-                view.fill_(number)
-        scores.sub_(s_p[:, None]).div_(temperature)
+        guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
+        guide_z_p, _ = fill(task, guide, first, last, guide_logits)
+        gone = rule(guide_z_p[:, None], guide_logits).to(logits.dtype).neg_().add_(1)
+        guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
+        guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)
+        for matrix in (logits, guide_logits):
+            for view in own(matrix):  # a number, of which a difference can be taken
+                view.fill_(-removal(logits.dtype))
+            matrix.sub_(gone, alpha=removal(logits.dtype))
+        differences = torch.sub(guide_logits, logits, out=gone)
+        shares, lead = softmax_(logits, z_p)
+        wrong, losses = lead.sigmoid(), surprise(lead)
         if lam == 0:
-            shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
-            wrong = lead.sigmoid()
-            return surprise(lead), shares, -torch.ones_like(wrong), wrong
-        guide_scores = guide_scores.to(scores.dtype).sub_(guide_s_p[:, None]).div_(guide_temperature)
-        differences = guide_scores - scores
-        shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
-        guide_shares, guide_lead = softmax_(guide_scores.masked_fill_(gone, -torch.inf))
-        wrong, guide_wrong, losses = lead.sigmoid(), guide_lead.sigmoid(), surprise(lead)
-        # sum of g (log g - log s); the positive's logits are 0, so its part is in the normalisers alone
-        divergences = differences.mul_(guide_shares).sum(dim=1) * guide_wrong + losses - surprise(guide_lead)
+            return losses, shares, -torch.ones_like(wrong), wrong
+        guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
+        guide_wrong = guide_lead.sigmoid()
+        # sum of g (log g - log s), over the candidates apart from the positive and the positive
+        apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
+        divergences = apart * guide_wrong + losses - surprise(guide_lead)
         # the student's softmax belongs to both terms, the guide's to the second one
         mine, guides = (1 + lam) * wrong, lam * guide_wrong
         by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
         return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
 
-    task = Task(slopes, plain, in_batch, among, block_size=block_size)
+    task = Task(slopes, plain, in_batch, divided=True, among=among, block_size=block_size)
     return blockwise(task, reduction, anchor, positive, negatives, temperature)
 
 
