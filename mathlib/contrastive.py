@@ -37,7 +37,7 @@ from mathlib._checks import (
     check_size,
     check_tensor,
 )
-from mathlib.distributed import check_same_on_ranks, gathered, world_size
+from mathlib.distributed import check_same_on_ranks, gathered, untraced, world_size
 from mathlib.similarity import products, unit, wide
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -216,7 +216,7 @@ def info_nce(
             **{"anchor": anchor, "positive": positive, "negatives": negatives, "temperature": temperature},
             **{"in_batch": in_batch, "number of rules": len(rules), "symmetric": symmetric, "reduction": reduction},
         }
-        check_same_on_ranks(anchor.device, {"function": "info_nce", **given})
+        untraced(check_same_on_ranks)(anchor.device, {"function": "info_nce", **given})
         anchors, positives, negatives = all_candidates(anchor, positive, negatives, in_batch, symmetric)
 
     def one_way(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
@@ -260,13 +260,12 @@ def all_candidates(
     """The three, all ranks' rows of each that others may have as candidates, own rows first."""
     if negatives is not None and in_batch:
         negatives = negatives.flatten(0, -2)
-    shared = {
-        "anchor": anchor if anchors else None,
-        "positive": positive if in_batch else None,
-        "negatives": negatives if negatives is not None and negatives.ndim == 2 else None,
-    }
-    names = [name for name, x in shared.items() if x is not None]
-    found = dict(zip(names, gathered(*(x for x in shared.values() if x is not None)), strict=True)) if names else {}
+    shared = {"anchor": anchor} if anchors else {}
+    if in_batch:
+        shared["positive"] = positive
+    if negatives is not None and negatives.ndim == 2:
+        shared["negatives"] = negatives
+    found = dict(zip(shared, untraced(gathered)(*shared.values()), strict=True))
     return found.get("anchor", anchor), found.get("positive", positive), found.get("negatives", negatives)
 
 

@@ -14,6 +14,7 @@ tensor([[1., 2.],
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,6 +75,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def untraced(function: Callable) -> Callable:  # pragma: no cover - distributed
+    """The function as it is, inside what torch.compile compiles too."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+
+
 def check_same_on_ranks(device: torch.device, given: dict[str, object]) -> None:  # pragma: no cover - distributed
     """Raise on every rank unless all call with the same settings and with tensors alike: else they would wait for ever.
 
@@ -106,7 +112,7 @@ def gathered(*tensors: Tensor) -> tuple[Tensor, ...]:  # pragma: no cover - dist
     """`gather_with_grad` of tensors that are known to be alike on all ranks, in one node of the graph:
     so every rank's backward pass enters the collectives in the same order.
     """
-    return Gather.apply(*tensors)
+    return Gather.apply(*tensors) if tensors else ()
 
 
 class Gather(torch.autograd.Function):  # pragma: no cover - distributed

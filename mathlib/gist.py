@@ -38,7 +38,7 @@ from mathlib.contrastive import (
     scored,
     weighted,
 )
-from mathlib.distributed import check_same_on_ranks, world_size
+from mathlib.distributed import check_same_on_ranks, untraced, world_size
 from mathlib.false_negatives import false_negative_weights
 from mathlib.similarity import unit
 
@@ -149,14 +149,14 @@ def gist_embed_loss(
 
     rows = len(anchor)
     if gather and world_size() > 1:  # pragma: no cover - distributed
-        given: dict[str, object] = {
+        settings: dict[str, object] = {
             **{"anchor": anchor, "positive": positive, "negatives": negatives},
             **{"guide_anchor": guide_anchor, "guide_positive": guide_positive, "guide_negatives": guide_negatives},
             **{"temperature": temperature, "guide_temperature": guide_temperature, "lam": lam, "margin": margin},
             **{"strategy": strategy, "in_batch": in_batch, "contrast_anchors": contrast_anchors},
             **{"contrast_positives": contrast_positives, "reduction": reduction},
         }
-        check_same_on_ranks(anchor.device, {"function": "gist_embed_loss", **given})
+        untraced(check_same_on_ranks)(anchor.device, {"function": "gist_embed_loss", **settings})
         anchor, positive, negatives = all_candidates(anchor, positive, negatives, in_batch, contrast_anchors)
         with torch.no_grad():
             guides = guide_anchor, guide_positive, guide_negatives
