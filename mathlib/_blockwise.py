@@ -77,6 +77,8 @@ class Task(NamedTuple):
 
     slopes: Slopes
     plain: Callable[[Tensor, Tensor, Tensor | None, Tensor | float], Tensor]
+    rows: int
+    """So many anchors have a loss; further rows, other processes' own, are candidates and nothing else."""
     in_batch: bool
     divided: bool
     """Whether slopes get logits, scores over the temperature, which costs no pass over them."""
@@ -97,12 +99,11 @@ class Embeddings(NamedTuple):
 
 def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
     """(first, last) of the blocks of rows."""
-    rows = len(embeddings.anchor)
     size = task.block_size
     if size is None:
         # CPU: a block of scores shall stay in the cache from its product to the next; CUDA: fill the device
         size = 512 if embeddings.anchor.device.type == "cpu" else max(512, 2**28 // width(task, embeddings))
-    return [(first, min(first + size, rows)) for first in range(0, rows, size)]
+    return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
 
 
 def pairings(task: Task, x: Embeddings) -> list[tuple[str, str]]:
@@ -131,10 +132,12 @@ def width(task: Task, x: Embeddings) -> int:
     return own + sum(len(rows_of(x, right)) for _, right in pairings(task, x))
 
 
-def no_candidates(task: Task, rows: int, first: int, matrix: Tensor) -> list[Tensor]:
-    """Views of a matrix [R, C], rows from first on: where a row meets its positive or, further on, itself."""
-    blocks = task.in_batch + len(task.among)
-    return [matrix[:, i * rows : (i + 1) * rows].diagonal(first) for i in range(blocks)]
+def no_candidates(widths: list[int], first: int, matrix: Tensor) -> list[Tensor]:
+    """Views of a matrix [R, C], rows from first on: where a row meets its positive or, further on, itself.
+
+    The first columns are blocks of these widths.
+    """
+    return [block.diagonal(first) for block in matrix[:, : sum(widths)].split(widths, dim=1)] if widths else []
 
 
 def fill(
@@ -148,14 +151,15 @@ def fill(
         y = getattr(x, left)[first:last]
         return y if temperature is None else y / temperature
 
-    start = 0
-    for left, right in pairings(task, x):
+    pairs, start = pairings(task, x), 0
+    for left, right in pairs:
         columns = rows_of(x, right)
         torch.mm(rows(left), columns.T, out=scores[:, start : start + len(columns)])
         start += len(columns)
     if own_negatives(task, x):
         torch.bmm(x.negatives[first:last], rows("anchor")[:, :, None], out=scores[:, :, None])
-    own = partial(no_candidates, task, len(x.anchor), first)
+    widths = [len(rows_of(x, right)) for _, right in pairs[: task.in_batch + len(task.among)]]
+    own = partial(no_candidates, widths, first)
     if task.in_batch:
         # read off the product: computed apart, it would not tie with its copies among the candidates
         positive_scores = own(scores)[0].clone()
@@ -170,7 +174,7 @@ def one_pass(
     task: Task, upstream: Tensor | None, needed: tuple[bool, ...], x: Embeddings, temperature: Tensor | float
 ) -> tuple[Tensor, Embeddings]:
     """The loss of each row and, of their sum weighted by upstream, the needed gradients, times the temperature."""
-    losses = x.anchor.new_empty(len(x.anchor))
+    losses = x.anchor.new_empty(task.rows)
     blocks = row_blocks(task, x)
     buffer = x.anchor.new_empty(blocks[0][1], width(task, x))
     second = torch.empty_like(buffer)
@@ -358,7 +362,7 @@ def blockwise(
     temperature: Tensor | float,
 ) -> Tensor:
     """The loss of the task; its gradients can be differentiated once more, through `plain`."""
-    factor = {"mean": 1 / len(anchor), "sum": 1.0, "none": None}[reduction]
+    factor = {"mean": 1 / task.rows, "sum": 1.0, "none": None}[reduction]
     inputs = (anchor, positive, negatives, temperature)
     needed = tuple(torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in inputs)
     return Blockwise.apply(task, factor, needed, *inputs)[0]

@@ -28,6 +28,7 @@ from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, remova
 from mathlib._checks import check_choice, check_count, check_flag, check_number
 from mathlib.contrastive import (
     Batch,
+    all_candidates,
     check_any_negatives,
     check_embeddings,
     check_temperature,
@@ -37,6 +38,7 @@ from mathlib.contrastive import (
     scored,
     weighted,
 )
+from mathlib.distributed import check_same_on_ranks, untraced, world_size
 from mathlib.false_negatives import false_negative_weights
 from mathlib.similarity import unit
 
@@ -59,6 +61,7 @@ def gist_embed_loss(
     contrast_positives: bool = False,
     reduction: str = "mean",
     block_size: int | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
     r"""InfoNCE over the candidates that a guide lets stand, plus its divergence from the student there.
 
@@ -89,6 +92,8 @@ def gist_embed_loss(
             others. A row is never compared with itself.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once, as in `info_nce`; loss and gradients stay the same.
+        gather: on several processes, whether the candidates of all ranks count, as in `info_nce`; the guide's
+            embeddings are exchanged too.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
@@ -97,7 +102,8 @@ def gist_embed_loss(
     Raises:
         TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
         ValueError: if a shape, a device or an option is not as above, if there are no negatives at all,
-            or if negatives are given without the guide's, or the other way round.
+            or if negatives are given without the guide's, or the other way round; with gather, on every
+            rank, if what must be the same on every rank is not.
 
     Source:
         Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
@@ -131,6 +137,7 @@ def gist_embed_loss(
     check_number("margin", margin, least=0)
     check_choice("strategy", strategy, ("absolute", "relative"))
     check_flag("in_batch", in_batch)
+    check_flag("gather", gather)
     for name, flag in (("contrast_anchors", contrast_anchors), ("contrast_positives", contrast_positives)):
         check_flag(name, flag)
         if flag and not in_batch:
@@ -139,6 +146,21 @@ def gist_embed_loss(
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if block_size is not None:
         check_count("block_size", block_size)
+
+    rows = len(anchor)
+    if gather and world_size() > 1:  # pragma: no cover - distributed
+        settings: dict[str, object] = {
+            **{"anchor": anchor, "positive": positive, "negatives": negatives},
+            **{"guide_anchor": guide_anchor, "guide_positive": guide_positive, "guide_negatives": guide_negatives},
+            **{"temperature": temperature, "guide_temperature": guide_temperature, "lam": lam, "margin": margin},
+            **{"strategy": strategy, "in_batch": in_batch, "contrast_anchors": contrast_anchors},
+            **{"contrast_positives": contrast_positives, "reduction": reduction},
+        }
+        untraced(check_same_on_ranks)(anchor.device, {"function": "gist_embed_loss", **settings})
+        anchor, positive, negatives = all_candidates(anchor, positive, negatives, in_batch, contrast_anchors)
+        with torch.no_grad():
+            guides = guide_anchor, guide_positive, guide_negatives
+            guide_anchor, guide_positive, guide_negatives = all_candidates(*guides, in_batch, contrast_anchors)
 
     among = ("anchor",) * contrast_anchors + ("positive",) * contrast_positives
     if guide_temperature is None:
@@ -150,7 +172,7 @@ def gist_embed_loss(
     def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
         a, p = unit(a), unit(p)
         further = (a,) * contrast_anchors + (p,) * contrast_positives
-        return Batch(a, p, None if n is None else unit(n), in_batch, further)
+        return Batch(a[:rows], p, None if n is None else unit(n), in_batch, further)
 
     def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         with torch.no_grad():
@@ -197,7 +219,7 @@ def gist_embed_loss(
         by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
         return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
 
-    task = Task(slopes, plain, in_batch, divided=True, among=among, block_size=block_size)
+    task = Task(slopes, plain, rows, in_batch, divided=True, among=among, block_size=block_size)
     return blockwise(task, reduction, anchor, positive, negatives, temperature)
 
 
