@@ -2,11 +2,13 @@
 
 Read the modules in this order: `similarity` (two vectors), `contrastive` (an anchor, its positive and
 the other candidates), `false_negatives` and `hard_negatives` (which candidates count), `retrieval` (a
-corpus), `preference` (two answers), `gist` (a guide), `attention` (a query that mixes values).
+corpus), `preference` (two answers), `gist` (a guide), `attention` (a query that mixes values),
+`distributed` (several processes).
 """
 
 from mathlib.attention import MultiHeadAttention, attention
 from mathlib.contrastive import contrastive_loss, info_nce
+from mathlib.distributed import gather_with_grad
 from mathlib.false_negatives import false_negative_weights
 from mathlib.gist import gist_embed_loss
 from mathlib.hard_negatives import (
@@ -29,6 +31,7 @@ __all__ = [
     "curriculum",
     "dpo_loss",
     "false_negative_weights",
+    "gather_with_grad",
     "gist_embed_loss",
     "hard_negatives",
     "info_nce",

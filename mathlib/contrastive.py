@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._blockwise import Places, Task, blockwise, softmax_, surprise
+from mathlib._blockwise import Places, Task, blockwise, removal, softmax_, surprise
 from mathlib._checks import (
     check_alike,
     check_choice,
@@ -37,6 +37,7 @@ from mathlib._checks import (
     check_size,
     check_tensor,
 )
+from mathlib.distributed import check_same_on_ranks, gathered, untraced, world_size
 from mathlib.similarity import products, unit, wide
 
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -137,6 +138,7 @@ def info_nce(
     symmetric: bool = False,
     reduction: str = "mean",
     block_size: int | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
     r"""InfoNCE of a batch of embeddings: each anchor must find its positive among the candidates.
 
@@ -160,6 +162,11 @@ def info_nce(
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once; None takes 512 on a CPU, more on a GPU. Memory is
             O(block_size * candidates); loss and gradients stay the same.
+        gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
+            scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
+            the same shape and with the same options on every rank. A pool is each rank's own share of a pool.
+            "mean" under DistributedDataParallel, which averages, then gives the gradient of the whole batch on
+            one process; "sum" and "none" want the loss times the number of ranks, as they do without gather.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. An anchor
@@ -168,7 +175,8 @@ def info_nce(
     Raises:
         TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
         ValueError: if a shape, a device or an option is not as above, or if there are no negatives
-            at all, or a rule's weights have another shape than the scores.
+            at all, or a rule's weights have another shape than the scores; with gather, on every rank, if
+            what must be the same on every rank is not.
 
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
@@ -188,6 +196,7 @@ def info_nce(
     check_embeddings("", anchor, positive, negatives)
     check_flag("in_batch", in_batch)
     check_flag("symmetric", symmetric)
+    check_flag("gather", gather)
     check_any_negatives(negatives, in_batch)
     if symmetric and not in_batch:
         raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
@@ -200,6 +209,16 @@ def info_nce(
         if not callable(rule):
             raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
 
+    anchors, positives = anchor, positive  # the candidates
+    gather = gather and world_size() > 1
+    if gather:  # pragma: no cover - distributed
+        given: dict[str, object] = {
+            **{"anchor": anchor, "positive": positive, "negatives": negatives, "temperature": temperature},
+            **{"in_batch": in_batch, "number of rules": len(rules), "symmetric": symmetric, "reduction": reduction},
+        }
+        untraced(check_same_on_ranks)(anchor.device, {"function": "info_nce", **given})
+        anchors, positives, negatives = all_candidates(anchor, positive, negatives, in_batch, symmetric)
+
     def one_way(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         batch = Batch(unit(a), unit(p), None if n is None else unit(n), in_batch)
         return weighted_losses(batch, rules, temperature)
@@ -208,27 +227,53 @@ def info_nce(
         return (one_way(a, p, n, temperature) + one_way(p, a, None, temperature)) / 2
 
     if torch.compiler.is_compiling():
-        definition = both_ways if symmetric else one_way
-        return reduced(definition(anchor, positive, negatives, temperature), reduction)
+        losses = one_way(anchor, positives, negatives, temperature)
+        if symmetric:
+            losses = (losses + one_way(positive, anchors, None, temperature)) / 2
+        return reduced(losses, reduction)
 
     def slopes(
-        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+        first: int, last: int, s_p: Tensor, scores: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weights = weighted(s_p, scores, None, rules)
-        scores.sub_(s_p[:, None]).div_(temperature)
         if weights is not None:
-            scores.masked_fill_(weights == 0, -torch.inf)
-        shares, lead = softmax_(scores, weights, own)
+            s_p, scores = s_p / temperature, scores.div_(temperature)
+            scores.sub_(torch.eq(weights, 0, out=spare), alpha=removal(scores.dtype))
+        shares, lead = softmax_(scores, s_p, weights, own)
         wrong = lead.sigmoid()  # the probability of all negatives
         return surprise(lead), shares, -torch.ones_like(wrong), wrong
 
-    # with rules, the row of a positive has weights of its own, which only a pass over its row can ask for
-    at_once = symmetric and not rules
-    task = Task(slopes, both_ways if at_once else one_way, in_batch, both=at_once, block_size=block_size)
-    loss = blockwise(task, reduction, anchor, positive, negatives, temperature)
-    if symmetric and rules:
-        loss = (loss + blockwise(task, reduction, positive, anchor, None, temperature)) / 2
+    # with rules, the row of a positive has weights of its own, which only a pass over its row can ask for;
+    # and other ranks' anchors are rows of no block here
+    at_once = symmetric and not rules and not gather
+    task = Task(
+        slopes,
+        both_ways if at_once else one_way,
+        len(anchor),
+        in_batch,
+        divided=not rules,
+        both=at_once,
+        block_size=block_size,
+    )
+    loss = blockwise(task, reduction, anchor, positives, negatives, temperature)
+    if symmetric and not at_once:
+        loss = (loss + blockwise(task, reduction, positive, anchors, None, temperature)) / 2
     return loss
+
+
+def all_candidates(
+    anchor: Tensor, positive: Tensor, negatives: Tensor | None, in_batch: bool, anchors: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:  # pragma: no cover - distributed
+    """The three, all ranks' rows of each that others may have as candidates, own rows first."""
+    if negatives is not None and in_batch:
+        negatives = negatives.flatten(0, -2)
+    shared = {"anchor": anchor} if anchors else {}
+    if in_batch:
+        shared["positive"] = positive
+    if negatives is not None and negatives.ndim == 2:
+        shared["negatives"] = negatives
+    found = dict(zip(shared, untraced(gathered)(*shared.values()), strict=True))
+    return found.get("anchor", anchor), found.get("positive", positive), found.get("negatives", negatives)
 
 
 class Batch(NamedTuple):
@@ -239,7 +284,7 @@ class Batch(NamedTuple):
     negatives: Tensor | None
     in_batch: bool
     among: tuple[Tensor, ...] = ()
-    """Further blocks of candidates: of each [B, D], row b against all other rows."""
+    """Further blocks of candidates: of each [B or more, D], row b against all other rows."""
 
 
 def scored(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,8 +293,8 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """
     a, negatives = batch.anchor, batch.negatives
     blocks = [products(a, batch.positive)] if batch.in_batch else []
-    blocks += [products(x, x) for x in batch.among]
-    itself = [torch.eye(len(a), dtype=torch.bool, device=a.device) for _ in blocks]
+    blocks += [products(x[: len(a)], x) for x in batch.among]
+    itself = [torch.eye(*block.shape, dtype=torch.bool, device=a.device) for block in blocks]
     # read off the product: computed apart, it would not tie with its copies among the candidates
     positive_scores = blocks[0].diagonal() if blocks else (a * batch.positive).sum(dim=1)
     if negatives is not None:

@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, softmax_, surprise
+from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, removal, softmax_, surprise
 from mathlib._checks import check_choice, check_count, check_flag, check_number
 from mathlib.contrastive import (
     Batch,
+    all_candidates,
     check_any_negatives,
     check_embeddings,
     check_temperature,
@@ -37,6 +38,7 @@ from mathlib.contrastive import (
     scored,
     weighted,
 )
+from mathlib.distributed import check_same_on_ranks, untraced, world_size
 from mathlib.false_negatives import false_negative_weights
 from mathlib.similarity import unit
 
@@ -59,6 +61,7 @@ def gist_embed_loss(
     contrast_positives: bool = False,
     reduction: str = "mean",
     block_size: int | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
     r"""InfoNCE over the candidates that a guide lets stand, plus its divergence from the student there.
 
@@ -89,6 +92,8 @@ def gist_embed_loss(
             others. A row is never compared with itself.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once, as in `info_nce`; loss and gradients stay the same.
+        gather: on several processes, whether the candidates of all ranks count, as in `info_nce`; the guide's
+            embeddings are exchanged too.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
@@ -97,7 +102,8 @@ def gist_embed_loss(
     Raises:
         TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
         ValueError: if a shape, a device or an option is not as above, if there are no negatives at all,
-            or if negatives are given without the guide's, or the other way round.
+            or if negatives are given without the guide's, or the other way round; with gather, on every
+            rank, if what must be the same on every rank is not.
 
     Source:
         Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
@@ -131,6 +137,7 @@ def gist_embed_loss(
     check_number("margin", margin, least=0)
     check_choice("strategy", strategy, ("absolute", "relative"))
     check_flag("in_batch", in_batch)
+    check_flag("gather", gather)
     for name, flag in (("contrast_anchors", contrast_anchors), ("contrast_positives", contrast_positives)):
         check_flag(name, flag)
         if flag and not in_batch:
@@ -139,6 +146,21 @@ def gist_embed_loss(
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if block_size is not None:
         check_count("block_size", block_size)
+
+    rows = len(anchor)
+    if gather and world_size() > 1:  # pragma: no cover - distributed
+        settings: dict[str, object] = {
+            **{"anchor": anchor, "positive": positive, "negatives": negatives},
+            **{"guide_anchor": guide_anchor, "guide_positive": guide_positive, "guide_negatives": guide_negatives},
+            **{"temperature": temperature, "guide_temperature": guide_temperature, "lam": lam, "margin": margin},
+            **{"strategy": strategy, "in_batch": in_batch, "contrast_anchors": contrast_anchors},
+            **{"contrast_positives": contrast_positives, "reduction": reduction},
+        }
+        untraced(check_same_on_ranks)(anchor.device, {"function": "gist_embed_loss", **settings})
+        anchor, positive, negatives = all_candidates(anchor, positive, negatives, in_batch, contrast_anchors)
+        with torch.no_grad():
+            guides = guide_anchor, guide_positive, guide_negatives
+            guide_anchor, guide_positive, guide_negatives = all_candidates(*guides, in_batch, contrast_anchors)
 
     among = ("anchor",) * contrast_anchors + ("positive",) * contrast_positives
     if guide_temperature is None:
@@ -150,7 +172,7 @@ def gist_embed_loss(
     def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
         a, p = unit(a), unit(p)
         further = (a,) * contrast_anchors + (p,) * contrast_positives
-        return Batch(a, p, None if n is None else unit(n), in_batch, further)
+        return Batch(a[:rows], p, None if n is None else unit(n), in_batch, further)
 
     def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         with torch.no_grad():
@@ -171,32 +193,33 @@ def gist_embed_loss(
         guide = Embeddings(*(None if x is None else unit(x) for x in (guide_anchor, guide_positive, guide_negatives)))
 
     def slopes(
-        first: int, last: int, s_p: Tensor, scores: Tensor, own: Places, temperature: float | Tensor
+        first: int, last: int, z_p: Tensor, logits: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        guide_scores = guide.anchor.new_empty(scores.shape)
-        guide_s_p, _ = fill(task, guide, first, last, guide_scores)
-        gone = rule(guide_s_p[:, None], guide_scores) == 0
-        for matrix, number in ((scores, 0.0), (guide_scores, 0.0), (gone, True)):
-            for view in own(matrix):  # numbers, of which a difference can be taken
-                view.fill_(number)
-        scores.sub_(s_p[:, None]).div_(temperature)
+        guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
+        guide_z_p, _ = fill(task, guide, first, last, guide_logits)
+        gone = rule(guide_z_p[:, None], guide_logits).to(logits.dtype).neg_().add_(1)
+        guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
+        guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)
+        for matrix in (logits, guide_logits):
+            for view in own(matrix):  # a number, of which a difference can be taken
+                view.fill_(-removal(logits.dtype))
+            matrix.sub_(gone, alpha=removal(logits.dtype))
+        differences = torch.sub(guide_logits, logits, out=gone)
+        shares, lead = softmax_(logits, z_p)
+        wrong, losses = lead.sigmoid(), surprise(lead)
         if lam == 0:
-            shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
-            wrong = lead.sigmoid()
-            return surprise(lead), shares, -torch.ones_like(wrong), wrong
-        guide_scores = guide_scores.to(scores.dtype).sub_(guide_s_p[:, None]).div_(guide_temperature)
-        differences = guide_scores - scores
-        shares, lead = softmax_(scores.masked_fill_(gone, -torch.inf))
-        guide_shares, guide_lead = softmax_(guide_scores.masked_fill_(gone, -torch.inf))
-        wrong, guide_wrong, losses = lead.sigmoid(), guide_lead.sigmoid(), surprise(lead)
-        # sum of g (log g - log s); the positive's logits are 0, so its part is in the normalisers alone
-        divergences = differences.mul_(guide_shares).sum(dim=1) * guide_wrong + losses - surprise(guide_lead)
+            return losses, shares, -torch.ones_like(wrong), wrong
+        guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
+        guide_wrong = guide_lead.sigmoid()
+        # sum of g (log g - log s), over the candidates apart from the positive and the positive
+        apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
+        divergences = apart * guide_wrong + losses - surprise(guide_lead)
         # the student's softmax belongs to both terms, the guide's to the second one
         mine, guides = (1 + lam) * wrong, lam * guide_wrong
         by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
         return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
 
-    task = Task(slopes, plain, in_batch, among, block_size=block_size)
+    task = Task(slopes, plain, rows, in_batch, divided=True, among=among, block_size=block_size)
     return blockwise(task, reduction, anchor, positive, negatives, temperature)
 
 

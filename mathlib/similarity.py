@@ -43,7 +43,10 @@ def direction(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x / scale
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     short = length * scale < eps
-    return torch.where(short, 0.0, x / length.clamp_min(eps)), (length * scale).masked_fill(short, torch.inf)
+    divisor = length.masked_fill(short, torch.inf)
+    # a block of fresh memory costs more than the division
+    unit_vector = x / divisor if x.requires_grad else x.div_(divisor)
+    return unit_vector, divisor * scale
 
 
 def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:
