@@ -62,12 +62,10 @@ def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest
     check_tensor("tensor", tensor)
     if tensor.ndim == 0:
         raise ValueError("tensor must have at least one axis, was a scalar tensor")
-    if world_size() == 1:
-        return tensor
-    check_same_on_ranks(
-        tensor.device, {"function": "gather_with_grad", "tensor": tensor}
-    )  # pragma: no cover - distributed
-    return gathered(tensor)[0]  # pragma: no cover - distributed
+    if world_size() > 1:  # pragma: no cover - distributed
+        check_same_on_ranks(tensor.device, {"function": "gather_with_grad", "tensor": tensor})
+        return gathered(tensor)[0]
+    return tensor
 
 
 def world_size() -> int:

@@ -1,0 +1,139 @@
+"""Train chapter 01's search engine on one process or several, stop it at any moment, and go on.
+
+    python examples/train_distributed.py
+    torchrun --nproc-per-node 2 examples/train_distributed.py
+
+Both train the same model: a batch is shared out among the processes, and each scores its queries against
+the documents of all (`info_nce(..., gather=True)`). The same command again goes on from the last checkpoint
+and ends with the same numbers, to the last bit, as a run that was never stopped.
+"""
+
+import argparse
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
+from mathlib.book import data
+from mathlib.book.text import Bags, TextEncoder, Vocabulary
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=256, help="of all processes together")
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--temperature", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, help="use the corpus up to this pair only")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
+    parser.add_argument("--checkpoint-every", type=int, default=10, metavar="STEPS")
+    return parser.parse_args()
+
+
+def save(state: dict, path: Path) -> None:
+    """Whole or not at all: whoever kills the process leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def draw_bar(step: int, steps: int, loss: float, seconds_left: float) -> None:
+    done = 30 * step // steps
+    print(f"\r[{'#' * done}{'.' * (30 - done)}] {step}/{steps}  loss {loss:.4f}  {seconds_left:.0f} s left  ",
+          end="\n" if step == steps else "", flush=True)  # fmt: skip
+
+
+def batch_of(step: int, pairs: int, batch_size: int, seed: int) -> torch.Tensor:
+    """The pairs of a step, a function of its arguments alone: a run can go on anywhere.
+
+    What is left of an epoch for a smaller batch is left out.
+    """
+    epoch, number = divmod(step, pairs // batch_size)
+    generator = torch.Generator().manual_seed(1000 * seed + epoch)
+    return torch.randperm(pairs, generator=generator)[number * batch_size : (number + 1) * batch_size]
+
+
+@torch.no_grad()
+def quality(model: DualEncoder, queries: Bags, documents: Bags, wanted: list[set[int]]) -> dict[str, float]:
+    """Of the rankings of all documents for queries that training has not seen."""
+    _, ranked = search(model.encode_queries(queries), model.encode_documents(documents), k=10)
+    return {
+        "recall@10": recall_at_k(ranked, wanted, k=10).item(),
+        "MRR": mean_reciprocal_rank(ranked, wanted).item(),
+        "nDCG@10": ndcg_at_k(ranked, wanted, k=10).item(),
+    }
+
+
+def main(options: argparse.Namespace) -> None:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if options.batch_size % world:
+        raise ValueError(f"--batch-size must be a multiple of the {world} processes, was {options.batch_size}")
+    torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
+    if world > 1:
+        dist.init_process_group("gloo", timeout=timedelta(minutes=5))
+
+    entries = data.docstrings()[: options.pairs]
+    train_ids, test_ids = data.split(entries)
+    vocabulary = Vocabulary([f"{entries[i].query} {entries[i].document}" for i in train_ids])
+    queries = vocabulary.bags([entry.query for entry in entries])
+    documents = vocabulary.bags([entry.document for entry in entries])
+    train_queries, train_documents = queries.rows(train_ids), documents.rows(train_ids)
+
+    encoders = DualEncoder(TextEncoder(vocabulary, seed=options.seed))
+    model = DistributedDataParallel(encoders) if world > 1 else encoders
+    optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+    steps = options.epochs * (len(train_ids) // options.batch_size)
+    # what decides the numbers; epochs may grow
+    settings = {
+        name: getattr(options, name) for name in ("batch_size", "learning_rate", "temperature", "seed", "pairs")
+    }
+    settings["world"] = world
+
+    start = 0
+    if options.checkpoint.exists():
+        state = torch.load(options.checkpoint, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(
+                f"{options.checkpoint} must be of a run with {settings}, was of one with {state['settings']}"
+            )
+        encoders.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+        if rank == 0:
+            print(f"goes on after step {start} of {steps}")
+
+    began = time.monotonic()
+    for step in range(start, steps):
+        batch = batch_of(step, len(train_ids), options.batch_size, options.seed).chunk(world)[rank]
+        optimiser.zero_grad()
+        embedded = model(train_queries.rows(batch), train_documents.rows(batch))
+        loss = info_nce(*embedded, temperature=options.temperature, gather=True)
+        loss.backward()
+        optimiser.step()
+        done = step + 1
+        if rank == 0:
+            draw_bar(done, steps, loss.item(), (time.monotonic() - began) / (done - start) * (steps - done))
+            if done % options.checkpoint_every == 0 or done == steps:
+                state = {"model": encoders.state_dict(), "optimiser": optimiser.state_dict()}
+                save({**state, "step": done, "settings": settings}, options.checkpoint)
+
+    if rank == 0:
+        wanted = data.relevant(entries, test_ids)
+        for name, value in quality(encoders, queries.rows(test_ids), documents, wanted).items():
+            print(f"{name:9}  {value:.6f}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(arguments())
