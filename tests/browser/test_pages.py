@@ -37,7 +37,7 @@ def problems_of_look(page, name, view):
     found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.png", full_page=True)
-    for violation in axe.Axe().run(page, options={"preload": False}).response["violations"]:
+    for violation in axe.Axe().run(page, options={"preload": False, "resultTypes": ["violations"]}).response["violations"]:
         places = [node["target"][-1] for node in violation["nodes"]]
         found.append(f"{view}: axe {violation['id']} ({violation['impact']}): {places[:4]}")
     return found
@@ -72,12 +72,12 @@ def fold_solutions(page):
     solutions = page.locator(".solution.dropdown")
     assert solutions.count() == page.locator(".exercise").count()
     for solution in solutions.all():
-        body = solution.locator(":scope > .toggle-details__content, :scope > :not(.admonition-title)").last
-        assert not body.is_visible()
-        solution.locator(".admonition-title").first.click()
-        body.wait_for(state="visible")
-        solution.locator(".admonition-title").first.click()
-        body.wait_for(state="hidden")
+        code, button = solution.locator(".cell_input").first, solution.locator("button.toggle-button").first
+        assert not code.is_visible()
+        button.click()
+        code.wait_for(state="visible")
+        button.click()
+        code.wait_for(state="hidden")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
