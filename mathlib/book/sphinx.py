@@ -89,6 +89,33 @@ def set_mathjax(app, config) -> None:
     config.mathjax3_config = (config.mathjax3_config or {}) | {"loader": {"load": MATHJAX_PARTS}}
 
 
+# A signature's parameters, which Sphinx writes as a list of definitions that define nothing.
+PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="sig-paren">)')
+DESCRIPTION = 200  # letters
+
+
+def mend_page(app, pagename, templatename, context, doctree) -> None:
+    body = context.get("body")
+    if not body:
+        return
+    context["body"] = PARAMETERS.sub(
+        lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
+    )
+    context["description"] = description(doctree)
+    context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
+
+
+def description(doctree) -> str:
+    """The page's first paragraph, without its formulas' source, for those who have not opened it yet."""
+    from docutils import nodes
+
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 40 and "\\" not in text:
+            return text if len(text) <= DESCRIPTION else text[:DESCRIPTION].rsplit(" ", 1)[0] + " …"
+    return ""
+
+
 def make_light(app, exception) -> None:
     """Drop what no page loads, and make a font of the icons that the pages show."""
     if exception or app.builder.format != "html":
@@ -134,6 +161,7 @@ def setup(app) -> dict:
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
     app.connect("config-inited", set_mathjax)
+    app.connect("html-page-context", mend_page)
     # After sphinx-mathjax-offline, which copies all of MathJax.
     app.connect("build-finished", make_light, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
