@@ -12,7 +12,7 @@ BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
 
-.PHONY: book serve test peers coverage mutants notebooks clean
+.PHONY: book serve lab test test-browser peers coverage mutants notebooks clean
 
 book: $(INSTALLED)
 	$(BIN)/python -m mathlib.book build
@@ -20,8 +20,14 @@ book: $(INSTALLED)
 serve: book
 	$(BIN)/python -m mathlib.book serve
 
+lab: .venv/installed-lab
+	$(BIN)/python -m jupyterlab chapters
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-browser: .venv/installed-browser book
+	$(BIN)/python -m pytest tests/browser
 
 peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers -n 0
@@ -46,6 +52,14 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+.venv/installed-browser: requirements-browser.txt $(INSTALLED)
+	$(BIN)/python -m pip install -r requirements-browser.txt
+	touch $@
+
+.venv/installed-lab: requirements-lab.txt $(INSTALLED)
+	$(BIN)/python -m pip install -r requirements-lab.txt
 	touch $@
 
 .venv/installed-mutmut: requirements-mutmut.txt $(INSTALLED)

@@ -1,5 +1,5 @@
 """The book's Sphinx extension: the repository's address, links from functions to their chapters,
-and warnings for notebooks that were not run through.
+warnings for notebooks that were not run through, and pages that load only what they use.
 
 Nothing here is imported by mathlib or by a chapter.
 """
@@ -7,6 +7,7 @@ Nothing here is imported by mathlib or by a chapter.
 import json
 import os
 import re
+from pathlib import Path
 
 from sphinx.util import logging
 
@@ -75,11 +76,94 @@ def warn_of_bad_cells(app, docname, source) -> None:
                 logger.warning("%s stores an error: %s: %s", where, output["ename"], output["evalue"])
 
 
+# MathJax by parts, a third lighter than its bundle for TeX; with the MathML that is read aloud.
+MATHJAX_PARTS = ["input/tex", "output/chtml", "a11y/assistive-mml"]
+MATHJAX_FILES = ["startup.js", "core.js", "a11y/assistive-mml.js", "input/tex.js", "input/tex/", "output/chtml"]
+ICON_CLASS = re.compile(r"\bfa-[a-z-]+")
+ICON_RULE = re.compile(r"([^{}]*):before\{content:\"([^\"]*)\"\}")
+THEME_ICON = re.compile(r"--pst-icon-[\w-]+:\"([^\"]*)\"")
+
+
+def set_mathjax(app, config) -> None:
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = (config.mathjax3_config or {}) | {"loader": {"load": MATHJAX_PARTS}}
+
+
+# A signature's parameters, which Sphinx writes as a list of definitions that define nothing.
+PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="sig-paren">)')
+DESCRIPTION = 200  # letters
+
+
+def mend_page(app, pagename, templatename, context, doctree) -> None:
+    body = context.get("body")
+    if not body:
+        return
+    context["body"] = PARAMETERS.sub(
+        lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
+    )
+    context["description"] = description(doctree)
+    context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
+
+
+def description(doctree) -> str:
+    """The page's first paragraph, without its formulas' source, for those who have not opened it yet."""
+    from docutils import nodes
+
+    for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 40 and "\\" not in text:
+            return text if len(text) <= DESCRIPTION else text[:DESCRIPTION].rsplit(" ", 1)[0] + " …"
+    return ""
+
+
+def make_light(app, exception) -> None:
+    """Drop what no page loads, and make a font of the icons that the pages show."""
+    if exception or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    mathjax = static / "mathjax"
+    for path in sorted(mathjax.rglob("*"), reverse=True):
+        if path.is_file() and not path.relative_to(mathjax).as_posix().startswith(tuple(MATHJAX_FILES)):
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    for path in static.glob("scripts/fontawesome.js*"):
+        path.unlink()
+
+    theme = (static / "styles" / "pydata-sphinx-theme.css").read_text(encoding="utf-8")
+    pages = "".join(path.read_text(encoding="utf-8") for path in Path(app.outdir).rglob("*.html"))
+    used = set(ICON_CLASS.findall(pages))
+    letters = "".join(THEME_ICON.findall(theme))
+    for selectors, letter in ICON_RULE.findall(theme):
+        if used & set(ICON_CLASS.findall(selectors)):
+            letters += letter
+    letters = re.sub(r"\\([0-9a-f]+)", lambda code: chr(int(code[1], 16)), letters)
+    fonts = static / "vendor" / "fontawesome" / "webfonts"
+    for source in sorted(fonts.glob("*.ttf")):
+        subset(source, letters, static / f"icons-{source.stem.split('-')[1]}.woff")
+
+
+def subset(source, letters, target) -> None:
+    """Write the font's glyphs for these letters alone."""
+    from fontTools.subset import Options, Subsetter, load_font, save_font
+
+    options = Options(flavor="woff", layout_features=[], notdef_outline=True)
+    font = load_font(source, options)
+    subsetter = Subsetter(options)
+    subsetter.populate(text=letters)
+    subsetter.subset(font)
+    save_font(font, target, options)
+
+
 def setup(app) -> dict:
     if repository():
         # Its tags need an absolute address; without one they would lead nowhere.
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
+    app.connect("config-inited", set_mathjax)
+    app.connect("html-page-context", mend_page)
+    # After sphinx-mathjax-offline, which copies all of MathJax.
+    app.connect("build-finished", make_light, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)
     app.connect("source-read", warn_of_bad_cells)

@@ -1,0 +1,170 @@
+"""One Chromium and one server of the built book, _build/html, for all tests here."""
+
+import contextlib
+import gzip
+import mimetypes
+import os
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from mathlib.book.__main__ import pages
+
+ROOT = Path(__file__).parents[2]
+HTML = ROOT / "_build" / "html"
+SHOTS = ROOT / "_build" / "screenshots"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+PAGES = pages(ROOT)
+
+try:
+    from playwright.sync_api import Error, sync_playwright
+except ImportError:
+    Error, sync_playwright = Exception, None
+
+
+def pytest_collection_modifyitems(items):
+    missing = None
+    if sync_playwright is None:
+        missing = "needs playwright: make test-browser"
+    elif CHROMIUM is None:
+        missing = "needs Chromium: apt-get install chromium, or CHROMIUM=<its path>"
+    if missing:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A file server that compresses, as GitHub Pages does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = (HTML / unquote(urlsplit(self.path).path).lstrip("/")).resolve()
+        if path.is_dir():
+            path /= "index.html"
+        if HTML not in path.parents or not path.is_file():
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = path.read_bytes()
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        text = kind.startswith("text/") or kind.endswith(("javascript", "json", "xml"))
+        if text:
+            body = gzip.compress(body, 6, mtime=0)
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8" if text else kind)
+        if text:
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "max-age=600")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def host():
+    """The address of the book on this machine."""
+    assert (HTML / f"{PAGES[0]}.html").exists(), "_build/html must hold the book: make book"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+class Visit:
+    """An open page, and what it asked for and complained of."""
+
+    def __init__(self, context, host, name, kept=True):
+        self.page, self.host, self.problems, self.bytes = context.new_page(), host, [], {}
+        self.page.on("console", self.hear)
+        self.page.on("pageerror", lambda error: self.problems.append(f"script error: {error}"))
+        self.page.on("request", self.ask)
+        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
+        self.page.on("response", self.answer)
+        self.page.goto(f"{host}/{name}.html", wait_until="load")
+        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_function("() => !window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
+
+    def hear(self, message):
+        if message.type in ("error", "warning"):
+            self.problems.append(f"console: {message.text}")
+
+    def ask(self, request):
+        if not request.url.startswith((self.host, "data:", "blob:")):
+            self.problems.append(f"outside: {request.url}")
+
+    def answer(self, response):
+        if response.status >= 400:
+            self.problems.append(f"{response.status}: {response.url}")
+        self.bytes[response.url] = int(response.headers.get("content-length", 0))
+
+
+class Reader:
+    """Opens pages in one shared browser; starts another one when that has crashed."""
+
+    def __init__(self, host):
+        self.host, self.playwright, self.browser, self.contexts = host, sync_playwright().start(), None, {}
+
+    def context(self, width):
+        if self.browser is None or not self.browser.is_connected():
+            self.browser = self.playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            self.contexts = {}
+        if width not in self.contexts:
+            context = self.browser.new_context(
+                viewport={"width": width, "height": 900},
+                has_touch=width < 500,
+                permissions=["clipboard-read", "clipboard-write"],
+            )
+            context.set_default_timeout(15_000)
+            self.contexts[width] = context
+        return self.contexts[width]
+
+    def read(self, name, check, width=1280):
+        """check(visit) on a new page, up to three times if the browser crashes; its result."""
+        for attempt in range(3):
+            try:
+                visit = Visit(self.context(width), self.host, name)
+                try:
+                    return check(visit)
+                finally:
+                    with contextlib.suppress(Error):
+                        visit.page.close()
+            except Error as error:
+                crashed = any(word in str(error) for word in ("crash", "has been closed", "disconnected"))
+                if not crashed or attempt == 2:
+                    raise
+                with contextlib.suppress(Error):
+                    self.browser.close()
+                self.browser = None
+
+    def close(self):
+        with contextlib.suppress(Error):
+            self.browser.close()
+        self.playwright.stop()
+
+
+@pytest.fixture(scope="session")
+def reader(host):
+    reader = Reader(host)
+    yield reader
+    reader.close()

@@ -1,0 +1,237 @@
+"""Every page as its readers meet it: wide and narrow, light and dark, by keyboard, pointer and touch."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from browser.conftest import HTML, PAGES, SHOTS
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe: make test-browser")
+
+UNTYPESET = """() => [...document.querySelectorAll(".math")].filter(math =>
+    !math.querySelector("mjx-container, .katex, math") || math.querySelector("mjx-merror, [data-mjx-error], merror"))
+    .map(math => math.textContent)"""
+# axe takes seconds for a chapter, so each rule runs where it can find something new: colours do not depend on
+# the width, and nothing but colours depends on the scheme.
+RULES = {
+    "1280-light": {},
+    "1280-dark": {"runOnly": ["color-contrast", "link-in-text-block"]},
+    "390-light": {"rules": {"color-contrast": {"enabled": False}}},
+    "390-dark": None,
+}
+# What sticks out and cannot be scrolled to within its own box.
+OVERFLOW = """() => {
+    const root = document.scrollingElement, found = [];
+    if (root.scrollWidth > innerWidth) {
+        for (const e of document.querySelectorAll("main *")) {
+            const box = e.getBoundingClientRect();
+            if (box.width && box.right > innerWidth + 1) found.push(e.tagName + "." + e.className);
+        }
+        found.unshift(`${root.scrollWidth} > ${innerWidth}`);
+    }
+    return found.slice(0, 8);
+}"""
+SLIDER = """input => {
+    const figure = input.closest("figure"), frames = [...figure.querySelectorAll("[data-value]")];
+    const shown = frames.filter(frame => !frame.hidden);
+    return {count: frames.length, shown: shown.length, frame: frames.indexOf(shown[0]), value: +input.value,
+            spoken: input.getAttribute("aria-valuetext"), written: figure.querySelector("output").value};
+}"""
+
+
+def problems_of_look(page, name, view):
+    """What is wrong with a page in one view; its picture is kept for a person to look at."""
+    found = [f"{view}: not typeset: {text[:60]}" for text in page.evaluate(UNTYPESET)]
+    found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.png", full_page=True)
+    rules = RULES[view]
+    if rules is None:
+        return found
+    options = {"preload": False, "resultTypes": ["violations"]} | rules
+    for violation in axe.Axe().run(page, options=options).response["violations"]:
+        places = [node["target"][-1] for node in violation["nodes"]]
+        found.append(f"{view}: axe {violation['id']} ({violation['impact']}): {places[:4]}")
+    return found
+
+
+def move_sliders(page, width):
+    """Each slider to both ends and between by keyboard, then by touch or pointer."""
+    for slider in page.query_selector_all(".mathlib-control input"):
+        slider.scroll_into_view_if_needed()
+        slider.focus()
+        seen = {}
+        for key in ("End", "ArrowLeft", "Home", "ArrowRight"):
+            page.keyboard.press(key)
+            seen[key] = slider.evaluate(SLIDER)
+        box = slider.bounding_box()
+        for place in (0.03, 0.97):
+            x, y = box["x"] + box["width"] * place, box["y"] + box["height"] / 2
+            (page.touchscreen.tap if width < 500 else page.mouse.click)(x, y)
+            seen[place] = slider.evaluate(SLIDER)
+        last = seen["End"]["count"] - 1
+        frames = {step: state["frame"] for step, state in seen.items()}
+        assert frames == {"End": last, "ArrowLeft": last - 1, "Home": 0, "ArrowRight": 1, 0.03: 0, 0.97: last}
+        for state in seen.values():
+            assert state["shown"] == 1 and state["frame"] == state["value"]
+            assert state["spoken"].endswith(state["written"]) and state["written"]
+        assert len({state["spoken"] for state in seen.values()}) == len(set(frames.values()))
+
+
+def fold_solutions(page):
+    """Each solution is folded, opens, and folds again; each exercise has its check cell."""
+    assert page.locator(".exercise").count() == page.locator(".tag_check").count()
+    solutions = page.locator(".solution.dropdown")
+    assert solutions.count() == page.locator(".exercise").count()
+    for solution in solutions.all():
+        code, button = solution.locator(".cell_input").first, solution.locator("button.toggle-button").first
+        assert not code.is_visible()
+        button.click()
+        code.wait_for(state="visible")
+        button.click()
+        code.wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", PAGES)
+def test_page(reader, name, width):
+    def check(visit):
+        found = []
+        for scheme in ("light", "dark"):
+            visit.page.emulate_media(color_scheme=scheme)
+            visit.page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
+            found += problems_of_look(visit.page, name, f"{width}-{scheme}")
+        move_sliders(visit.page, width)
+        fold_solutions(visit.page)
+        return found + visit.problems
+
+    assert reader.read(name, check, width) == []
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if re.search(r"/\d\d_", name)])
+def test_copy_button_copies_the_code_beside_it(reader, name):
+    def check(visit):
+        blocks = visit.page.locator(".cell_input div.highlight").all()
+        assert blocks and all(block.locator("button.copybtn").count() == 1 for block in blocks)
+        block = next(block for block in blocks if block.is_visible())
+        block.hover()
+        block.locator("button.copybtn").click()
+        copied = visit.page.evaluate("navigator.clipboard.readText()")
+        assert copied.strip() == block.locator("pre").inner_text().strip()
+
+    reader.read(name, check)
+
+
+def test_theme_switch_goes_round_and_is_remembered(reader):
+    def check(visit):
+        page = visit.page
+        page.emulate_media(color_scheme="light")
+        seen = []
+        for _ in range(3):
+            page.locator(".theme-switch-button:visible").first.click()
+            seen.append(
+                page.evaluate("[document.documentElement.dataset.mode, document.documentElement.dataset.theme]")
+            )
+        assert sorted(mode for mode, _ in seen) == ["auto", "dark", "light"]
+        assert dict(seen)["dark"] == "dark" and dict(seen)["light"] == "light"
+        while page.evaluate("document.documentElement.dataset.mode") != "dark":
+            page.locator(".theme-switch-button:visible").first.click()
+        page.reload()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        page.evaluate("localStorage.clear()")
+
+    reader.read(PAGES[0], check)
+
+
+def test_next_leads_through_the_book_and_previous_back(reader):
+    def check(visit):
+        page = visit.page
+        for name in PAGES[1:]:
+            page.locator("a.right-next").click()
+            page.wait_for_url(f"**/{name}.html")
+        for name in PAGES[-2::-1]:
+            page.locator("a.left-prev").click()
+            page.wait_for_url(f"**/{name}.html")
+        assert visit.problems == []
+
+    reader.read(PAGES[0], check)
+
+
+def rare_word(name, texts):
+    """A word of a page that no other page has."""
+    words = {other: set(re.findall(r"\b[a-z]{5,}\b", text.lower())) for other, text in texts.items()}
+    rest = set().union(*(found for other, found in words.items() if other != name))
+    return max(words[name] - rest, key=lambda word: (texts[name].lower().count(word), word))
+
+
+def test_search_finds_a_word_of_each_chapter(reader):
+    chapters = [name for name in PAGES if re.search(r"/\d\d_", name)]
+
+    def check(visit):
+        page, texts = visit.page, {}
+        for name in PAGES:
+            page.goto(f"{visit.host}/{name}.html", wait_until="commit")
+            page.wait_for_selector("article p", state="attached")
+            page.wait_for_load_state("domcontentloaded")
+            texts[name] = " ".join(page.locator("article p, article h1, article h2").all_text_contents())
+        for name in chapters:
+            page.keyboard.press("Control+k")
+            page.locator("#pst-search-dialog input").fill(rare_word(name, texts))
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/search.html?**")
+            page.locator(f'#search-results a[href*="{name}.html"]').first.wait_for()
+
+    reader.read(PAGES[0], check)
+
+
+def test_links_resolve_raw_ones_and_anchors_included(reader):
+    """In the DOM as scripts leave it: what only a script writes is followed too."""
+
+    def check(visit):
+        links, ids = {}, {}
+        for name in PAGES:
+            visit.page.goto(f"{visit.host}/{name}.html", wait_until="load")
+            links[name] = visit.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+            ids[f"{name}.html"] = set(visit.page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
+        found = []
+        for name, hrefs in links.items():
+            for href in set(hrefs):
+                if not href.startswith(visit.host):
+                    continue
+                path, _, anchor = href.removeprefix(f"{visit.host}/").partition("#")
+                path = path.partition("?")[0]
+                if not (HTML / path).exists():
+                    found.append(f"{name} -> {href}")
+                elif anchor and path in ids and anchor not in ids[path]:
+                    found.append(f"{name} -> {href}: no such anchor")
+        return found
+
+    assert reader.read(PAGES[0], check) == []
+
+
+def test_printed_page_shows_solutions_and_hides_controls(reader):
+    def check(visit):
+        page = visit.page
+        page.emulate_media(color_scheme="dark", media="print")
+        page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+        assert page.locator(".solution").count()
+        for solution in page.locator(".solution .cell_input").all():
+            assert solution.is_visible()
+        for control in page.locator(".mathlib-control, .copybtn, .prev-next-footer, #pst-primary-sidebar").all():
+            assert not control.is_visible()
+        # Ink on paper, whatever the screen was: text dark, its background light or none.
+        colours = page.evaluate(
+            """() => [...document.querySelectorAll("article :is(h1, h2, h3, p, td, th, li, pre, pre span)")].map(e =>
+            [e.tagName, getComputedStyle(e).color, getComputedStyle(e.closest("pre") || e).backgroundColor])"""
+        )
+        for tag, ink, paper in {tuple(colour) for colour in colours}:
+            assert luminance(ink) < 0.4, (tag, ink)
+            assert "rgba" in paper or luminance(paper) > 0.7, (tag, paper)
+
+    reader.read(next(name for name in reversed(PAGES) if re.search(r"/\d\d_", name)), check)
+
+
+def luminance(colour):
+    red, green, blue = map(float, re.findall(r"[\d.]+", colour)[:3])
+    return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255

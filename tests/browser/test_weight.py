@@ -1,0 +1,39 @@
+"""What a reader's first view costs."""
+
+import re
+
+import pytest
+
+from browser.conftest import HTML, PAGES
+
+CHAPTERS = [name for name in PAGES if re.search(r"/\d\d_", name)]
+PAGE = 220_000
+MATHJAX = 280_000  # its parts and fonts
+BOOK = 60_000_000
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapters_first_view_is_light(reader, name):
+    def check(visit):
+        return {url: size for url, size in visit.bytes.items() if not url.endswith((".png", ".jpg", ".svg"))}
+
+    reader.contexts.pop(1280, None)  # a new context has nothing cached
+    needed = reader.read(name, check)
+    heaviest = sorted(needed.items(), key=lambda item: -item[1])[:6]
+    mathjax = sum(size for url, size in needed.items() if "/mathjax/" in url)
+    assert 0 < sum(needed.values()) - mathjax <= PAGE, heaviest
+    assert mathjax <= MATHJAX, heaviest
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_mathjax_comes_only_with_equations(reader, name):
+    def check(visit):
+        equations = visit.page.locator(".math").count()
+        loaded = [url for url in visit.bytes if "mathjax" in url]
+        assert bool(loaded) == bool(equations)
+
+    reader.read(name, check)
+
+
+def test_the_book_is_small():
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) < BOOK
