@@ -12,7 +12,7 @@ BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
 
-.PHONY: book serve test peers coverage mutants notebooks clean
+.PHONY: book serve test peers bench coverage mutants notebooks clean
 
 book: $(INSTALLED)
 	$(BIN)/python -m mathlib.book build
@@ -25,6 +25,9 @@ test: $(INSTALLED)
 
 peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers -n 0
+
+bench: .venv-peers/installed
+	$(PEERS)/python benchmarks $(BENCH)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
