@@ -12,7 +12,7 @@ BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
 
-.PHONY: book serve lab test test-browser peers coverage mutants notebooks clean
+.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks clean
 
 book: $(INSTALLED)
 	$(BIN)/python -m mathlib.book build
@@ -31,6 +31,9 @@ test-browser: .venv/installed-browser book
 
 peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers -n 0
+
+bench: .venv-peers/installed
+	$(PEERS)/python benchmarks $(BENCH)
 
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov

@@ -1,0 +1,32 @@
+"""Run every benchmark and write results.json: python benchmarks [--large] [--note "under what load"]."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import RESULTS, environment
+
+SCRIPTS = ("contrastive", "gist", "log_prob", "search", "attention", "imports")
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--quick", action="store_true", help="the smallest sizes, once: does it run?")
+parser.add_argument("--large", action="store_true", help="B = 32768 too, which takes minutes and gigabytes")
+parser.add_argument("--note", default="", help="under what load it was taken")
+parser.add_argument("--output", type=Path, default=RESULTS)
+options = parser.parse_args()
+
+results: dict = {"environment": environment(), "note": options.note, "rows": [], "bars": []}
+with tempfile.TemporaryDirectory() as folder:
+    for i, name in enumerate(SCRIPTS):
+        print(f"[{i + 1}/{len(SCRIPTS)}] {name}", flush=True)
+        part = Path(folder) / f"{name}.json"
+        script = Path(__file__).with_name(f"{name}.py")
+        flags = ["--quick"] * options.quick + ["--large"] * options.large
+        subprocess.run([sys.executable, str(script), *flags, "--json", str(part)], check=True)
+        for key, rows in json.loads(part.read_text()).items():
+            results[key] += rows
+options.output.write_text(json.dumps(results, indent=1) + "\n")
+print(f"{sum(each['met'] for each in results['bars'])} of {len(results['bars'])} bars met: {options.output}")

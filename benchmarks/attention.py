@@ -1,0 +1,41 @@
+"""Does `attention` cost more than the fused kernel that it calls?"""
+
+import torch
+from measure import backward, bar, main, normal, timed
+
+from mathlib import attention
+
+BASE = "torch scaled_dot_product_attention"
+OURS = "mathlib attention"
+
+
+def step(name, size):
+    """[2, 8, size, 64], forward and backward."""
+    query, key, value = (normal(seed, 2, 8, size, 64) for seed in range(3))
+    if name == BASE:
+        function = torch.nn.functional.scaled_dot_product_attention
+    elif name == OURS:
+        function = attention
+    else:
+
+        def function(query, key, value):
+            return (query @ key.mT / 8).softmax(-1) @ value
+
+    return backward(lambda *x: function(*x).sum(), query, key, value)
+
+
+def run(quick, large):
+    rows = []
+    for size in [64] if quick else [256, 1024]:
+        names = [BASE, OURS, "torch, by hand"]
+        rows += timed("attention", __file__, step, names, size, 1 if quick else 15, BASE)
+    ours, base = rows[-2], rows[-3]
+    reason = "the same kernel, called with checked arguments: what differs is the noise of the run"
+    return rows, [
+        bar(f"{OURS}: time", 1.03, ours["ratio"], "x the fused kernel", reason),
+        bar(f"{OURS}: extra memory", (base["mb"] or 0) + 5, ours["mb"], "MB", "the same kernel"),
+    ]
+
+
+if __name__ == "__main__":
+    main(run, step, 64)

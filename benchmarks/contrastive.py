@@ -1,0 +1,107 @@
+"""What does InfoNCE cost, forward and backward, over the three products that it cannot do without?"""
+
+from functools import partial
+
+import torch
+from measure import available, backward, bar, main, normal, timed
+
+from mathlib import false_negative_weights, info_nce
+
+D = 384
+BASE = "three raw products"
+OURS = {
+    "mathlib": {},
+    "mathlib, symmetric": {"symmetric": True},
+    "mathlib, false-negative rule": {"weigh": partial(false_negative_weights, strategy="absolute", margin=0.1)},
+}
+PEERS = {
+    "info-nce-pytorch": "info_nce",
+    "sentence-transformers MNRL": "sentence_transformers",
+    "pytorch-metric-learning SupCon": "pytorch_metric_learning",
+}
+
+
+def plain(a, p):
+    """What one writes by hand."""
+    normalize, cross_entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
+    return cross_entropy(normalize(a) @ normalize(p).T / 0.05, torch.arange(len(a), device=a.device))
+
+
+def ranking_loss():
+    from sentence_transformers.sentence_transformer import losses
+
+    class PassThrough(torch.nn.Module):
+        def forward(self, features):
+            return {"sentence_embedding": features["given"]}
+
+    loss = losses.MultipleNegativesRankingLoss(PassThrough(), scale=20)
+    return lambda a, p: loss([{"given": a}, {"given": p}], None)
+
+
+def supervised_contrastive():
+    from pytorch_metric_learning.losses import SupConLoss
+
+    loss = SupConLoss(0.05)
+
+    def of(a, p):
+        labels = torch.arange(len(a), device=a.device)
+        return loss(a, labels, ref_emb=p, ref_labels=labels.clone())
+
+    return of
+
+
+def step(name, size):
+    a, p = normal(0, size, D), normal(1, size, D)
+    if name == BASE:
+
+        def products():
+            scores = a @ p.T
+            return scores @ p, scores.T @ a
+
+        return products
+    if name in OURS:
+        return backward(partial(info_nce, **OURS[name]), a, p)
+    if name == "torch, by hand":
+        return backward(plain, a, p)
+    if name == "info-nce-pytorch":
+        from info_nce import info_nce as peer
+
+        return backward(partial(peer, temperature=0.05), a, p)
+    return backward(ranking_loss() if "MNRL" in name else supervised_contrastive(), a, p)
+
+
+def run(quick, large):
+    peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
+    rows = []
+    for size in [64] if quick else [1024, 4096, 8192] + [32768] * large:
+        names = [BASE, *OURS] + (["torch, by hand", *peers] if size <= 8192 else [])
+        rounds = 1 if quick else max(3, min(11, 16384 // size))
+        rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
+    found = {(row["name"], row["size"]): row for row in rows}
+    bars = []
+    small = (
+        "at B = 1024 the embeddings' own passes (length, direction, projection) cost a tenth of the products; they "
+        "shrink as 1 / B"
+    )
+    reasons = {
+        "mathlib": small,
+        "mathlib, symmetric": (
+            "a column's sum must be known before its entries can be differentiated: without a B x B matrix that is a "
+            "fourth product, 1.33 x before any exponential"
+        ),
+        "mathlib, false-negative rule": (
+            "the rule's weights are a matrix of their own, written, compared, and multiplied in; " + small
+        ),
+    }
+    for name, limit in zip(OURS, (1.15, 1.6, 1.4), strict=True):
+        for size in [64] if quick else [1024, 4096, 8192]:
+            ratio = found[name, size]["ratio"]
+            bars.append(bar(f"{name}, B = {size}: time", limit, ratio, "x three products", reasons[name]))
+        for size, most in [(64, 60)] if quick else [(4096, 60), (8192, 110)]:
+            reason = "two blocks of 512 rows, four matrices of the embeddings' size, and what the allocator keeps"
+            bars.append(bar(f"{name}, B = {size}: extra memory", most, found[name, size]["mb"], "MB", reason))
+    return rows, bars
+
+
+if __name__ == "__main__":
+    main(run, step, 64)

@@ -1,0 +1,184 @@
+"""What the benchmarks share: time as a ratio in one run, memory of a fresh process, and one results file.
+
+Each script is one question. It has `step(name, size)`, which makes the inputs and returns a function
+that does the work once, and `run(quick, large)`, which returns a `Report`.
+
+Times are medians of rounds in which all candidates take turns: what else the machine does meets them all
+alike, and only the ratio is worth reading. Memory is what a fresh process, its inputs made, needs beyond
+them at the peak; on CUDA, what the allocator counts.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+THREADS = 2
+QUICK = "--quick" in sys.argv
+RESULTS = Path(__file__).with_name("results.json")
+PACKAGES = (
+    "torch",
+    "sentence-transformers",
+    "info-nce-pytorch",
+    "pytorch-metric-learning",
+    "faiss-cpu",
+    "liger-kernel",
+)
+torch.set_num_threads(THREADS)
+torch.backends.cuda.matmul.allow_tf32 = False
+
+Step = Callable[[], object]
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    """Standard normal numbers, float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def backward(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Step:
+    """Forward and backward of a loss, to inputs of its own."""
+    leaves = [x.requires_grad_() for x in inputs]
+
+    def step() -> None:
+        for x in leaves:
+            x.grad = None
+        loss(*leaves).backward()
+
+    return step
+
+
+def available(*modules: str) -> list[bool]:
+    """Which of the modules can be imported."""
+    return [find_spec(module) is not None for module in modules]
+
+
+def seconds(step: Step) -> float:
+    if DEVICE == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """The median seconds of each step; they take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(rounds):
+        for name, step in steps.items():
+            taken[name].append(seconds(step))
+    return {name: sorted(times)[rounds // 2] for name, times in taken.items()}
+
+
+def peak() -> float:
+    """The most memory so far, in MB."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    # kilobytes, on macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def extra_memory(script: str, name: str, size: int) -> float:
+    """The MB that one step needs beyond its inputs, in a process of its own."""
+    command = [sys.executable, script, "--memory", name, str(size)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def row(question: str, name: str, size: int, time: float, base: float, memory: float | None = None) -> dict[str, Any]:
+    """One measurement, and its ratio to the base."""
+    memory = None if memory is None else round(memory, 1)
+    ratio = round(time / base, 3)
+    print(
+        f"  {name:38s} {size:6d} {time * 1e3:10.2f} ms {ratio:8.2f} x {'' if memory is None else f'{memory:8.0f} MB'}"
+    )
+    sys.stdout.flush()
+    return {"question": question, "name": name, "size": size, "ms": round(time * 1e3, 3), "ratio": ratio, "mb": memory}
+
+
+def bar(name: str, limit: float, measured: float | None, unit: str, reason: str) -> dict[str, Any]:
+    """Whether a limit was kept, and the reason where it was not; a quick run measures no memory."""
+    met = measured is not None and measured <= limit
+    return {
+        "bar": name,
+        "limit": limit,
+        "measured": measured if measured is None else round(measured, 3),
+        "unit": unit,
+        "met": met,
+        "reason": "" if met else reason,
+    }
+
+
+def timed(
+    question: str,
+    script: str,
+    step: Callable[[str, int], Step],
+    names: Sequence[str],
+    size: int,
+    rounds: int,
+    base: str,
+) -> list[dict[str, Any]]:
+    """One row for each name at one size; the first in the table is what the others are compared with."""
+    times = medians({name: step(name, size) for name in names}, rounds)
+    rows = []
+    for name in names:
+        used = None if QUICK else extra_memory(script, name, size)  # a fresh process takes seconds
+        rows.append(row(question, name, size, times[name], times[base], used))
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    if DEVICE == "cuda":
+        device = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        device = models[0] if models else platform.processor()
+    return {
+        "device": device,
+        "threads": THREADS,
+        "cores": os.cpu_count(),
+        "dtype": "float32, TF32 off",
+        "versions": versions,
+    }
+
+
+def main(run: Callable[[bool, bool], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:
+    """The command line of each script: a table, or the memory of one step."""
+    if "--memory" in sys.argv:
+        name, size = sys.argv[-2:]
+        step(name, smallest)()  # what a library allocates once
+        work = step(name, int(size))
+        before = peak()
+        work()
+        print(peak() - before)
+    else:
+        rows, bars = run("--quick" in sys.argv, "--large" in sys.argv)
+        for each in bars:
+            print(f"  {each['bar']}: {each['measured']} of {each['limit']} {each['unit']}, met: {each['met']}")
+        if "--json" in sys.argv:
+            path = Path(sys.argv[sys.argv.index("--json") + 1])
+            path.write_text(json.dumps({"rows": rows, "bars": bars}))
