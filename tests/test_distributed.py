@@ -160,10 +160,25 @@ def work(rank, world, folder):
     if rank == 0:
         found["bad"] = refused_alone(info_nce, torch.zeros(2, 3), torch.zeros(2, 4), gather=True)
     if world == 2:
+        found["largest"] = largest_tensor(rank, world)
         found["compiled"] = share("symmetric", world, rank, "compiled")
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def largest_tensor(rank, world):
+    """The numbers that are alive at once where a rank has 64 rows and scores 8 of them at a time."""
+    from conftest import Largest
+
+    embeddings = [draw(rank + world * i, 64, 2).requires_grad_() for i in range(2)]
+    guide = {f"guide_{name}": x.detach() for name, x in zip(("anchor", "positive"), embeddings, strict=True)}
+    seen = []
+    for function in (partial(info_nce, symmetric=True), partial(gist_embed_loss, **guide)):
+        with Largest() as largest:
+            function(*embeddings, gather=True, block_size=8).backward()
+        seen.append(largest.numel)
+    return seen
 
 
 def refused_alone(function, *args, **options):
@@ -270,6 +285,10 @@ def test_training_is_that_of_one_process(ranks, world):
         assert_close(found["trained", True], expected, rtol=0, atol=1e-6)
         # each rank for itself is another loss
         assert any(not torch.allclose(x, y, atol=1e-3) for x, y in zip(found["trained", False], expected, strict=True))
+
+
+def test_no_more_than_a_block_of_scores_is_ever_alive(ranks):
+    assert [rank["largest"] for rank in ranks(2)] == [[8 * 2 * 64] * 2] * 2
 
 
 # What is refused
