@@ -614,6 +614,15 @@ def test_scores_and_weights_are_not_mutated(normal):
 
 @each_layout
 @pytest.mark.parametrize("rule", [None, half_if_harder])
+def test_the_blocks_and_the_definition_agree(normal, layout, rule, monkeypatch):
+    tensors, options = batch(normal, layout)
+    by_blocks = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # which takes the definition
+    assert_close(by_blocks, losses_and_gradients(tensors, weigh=rule, **options))
+
+
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
     tensors, options = batch(normal, layout)

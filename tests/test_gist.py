@@ -311,6 +311,15 @@ def test_gradcheck(normal, layout, block_size):
 
 @each_layout
 @pytest.mark.parametrize("lam", [0.0, 0.7])
+def test_the_blocks_and_the_definition_agree(normal, layout, lam, monkeypatch):
+    student, options = batch(normal, layout)
+    by_blocks = losses_and_gradients(student, options, lam=lam, block_size=3)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # which takes the definition
+    assert_close(by_blocks, losses_and_gradients(student, options, lam=lam))
+
+
+@each_layout
+@pytest.mark.parametrize("lam", [0.0, 0.7])
 def test_the_gradient_has_a_gradient(normal, layout, lam):
     student, options = batch(normal, layout)
     temperature = torch.tensor(0.5, dtype=torch.float64, device=student[0].device)
