@@ -101,6 +101,9 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     context["body"] = PARAMETERS.sub(
         lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
     )
+    if 'class="math ' not in body:
+        scripts = context["script_files"]
+        context["script_files"] = [s for s in scripts if "mathjax" not in f"{s.filename} {s.attributes}".lower()]
     context["description"] = description(doctree)
     context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
@@ -161,7 +164,8 @@ def setup(app) -> dict:
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
     app.connect("config-inited", set_mathjax)
-    app.connect("html-page-context", mend_page)
+    # After Sphinx's own, which asks for MathJax.
+    app.connect("html-page-context", mend_page, priority=900)
     # After sphinx-mathjax-offline, which copies all of MathJax.
     app.connect("build-finished", make_light, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
