@@ -1,4 +1,4 @@
-"""Run every benchmark and write results.json: python benchmarks [--large] [--note "under what load"]."""
+"""Run every benchmark and write results.json: python benchmarks [--most B] [--cpu-time] [--note "under what load"]."""
 
 import argparse
 import json
@@ -13,7 +13,8 @@ SCRIPTS = ("contrastive", "gist", "log_prob", "search", "attention", "imports")
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="the smallest sizes, once: does it run?")
-parser.add_argument("--large", action="store_true", help="B = 32768 too, which takes minutes and gigabytes")
+parser.add_argument("--most", type=int, default=8192, help="the largest batch; 32768 takes minutes, gigabytes")
+parser.add_argument("--cpu-time", action="store_true", help="time of the processor, one thread: for a busy machine")
 parser.add_argument("--note", default="", help="under what load it was taken")
 parser.add_argument("--output", type=Path, default=RESULTS)
 options = parser.parse_args()
@@ -24,7 +25,7 @@ with tempfile.TemporaryDirectory() as folder:
         print(f"[{i + 1}/{len(SCRIPTS)}] {name}", flush=True)
         part = Path(folder) / f"{name}.json"
         script = Path(__file__).with_name(f"{name}.py")
-        flags = ["--quick"] * options.quick + ["--large"] * options.large
+        flags = ["--quick"] * options.quick + ["--cpu-time"] * options.cpu_time + ["--most", str(options.most)]
         subprocess.run([sys.executable, str(script), *flags, "--json", str(part)], check=True)
         for key, rows in json.loads(part.read_text()).items():
             results[key] += rows

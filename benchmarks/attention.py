@@ -24,7 +24,7 @@ def step(name, size):
     return backward(lambda *x: function(*x).sum(), query, key, value)
 
 
-def run(quick, large):
+def run(quick, most):
     rows = []
     for size in [64] if quick else [256, 1024]:
         names = [BASE, OURS, "torch, by hand"]

@@ -70,10 +70,10 @@ def step(name, size):
     return backward(ranking_loss() if "MNRL" in name else supervised_contrastive(), a, p)
 
 
-def run(quick, large):
+def run(quick, most):
     peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
     rows = []
-    for size in [64] if quick else [1024, 4096, 8192] + [32768] * large:
+    for size in [64] if quick else [size for size in (1024, 2048, 4096, 8192, 32768) if size <= most]:
         names = [BASE, *OURS] + (["torch, by hand", *peers] if size <= 8192 else [])
         rounds = 1 if quick else max(3, min(11, 16384 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
@@ -94,12 +94,14 @@ def run(quick, large):
         ),
     }
     for name, limit in zip(OURS, (1.15, 1.6, 1.4), strict=True):
-        for size in [64] if quick else [1024, 4096, 8192]:
+        for size in [64] if quick else [size for size in (1024, 4096, 8192, 32768) if size <= most]:
             ratio = found[name, size]["ratio"]
             bars.append(bar(f"{name}, B = {size}: time", limit, ratio, "x three products", reasons[name]))
-        for size, most in [(64, 60)] if quick else [(4096, 60), (8192, 110)]:
+        for size, megabytes in [(4096, 60), (8192, 110)]:
+            if quick or size > most:
+                continue
             reason = "two blocks of 512 rows, four matrices of the embeddings' size, and what the allocator keeps"
-            bars.append(bar(f"{name}, B = {size}: extra memory", most, found[name, size]["mb"], "MB", reason))
+            bars.append(bar(f"{name}, B = {size}: extra memory", megabytes, found[name, size]["mb"], "MB", reason))
     return rows, bars
 
 

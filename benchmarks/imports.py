@@ -12,7 +12,7 @@ def step(name, size):
     return lambda: subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
 
 
-def run(quick, large):
+def run(quick, most):
     rounds = 1 if quick else 5
     taken = sorted(float(step("", 0)().stdout) for _ in range(rounds))[rounds // 2]
     reason = "jaxtyping, which states the shapes, and the modules themselves"

@@ -1,7 +1,7 @@
 """What the benchmarks share: time as a ratio in one run, memory of a fresh process, and one results file.
 
 Each script is one question. It has `step(name, size)`, which makes the inputs and returns a function
-that does the work once, and `run(quick, large)`, which returns a `Report`.
+that does the work once, and `run(quick, most)`, which returns rows and bars; most is the largest batch.
 
 Times are medians of rounds in which all candidates take turns: what else the machine does meets them all
 alike, and only the ratio is worth reading. Memory is what a fresh process, its inputs made, needs beyond
@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-THREADS = 2
 QUICK = "--quick" in sys.argv
+# where others use the machine too, wall time on two cores says nothing: the time of the processor, on one
+CPU_TIME = "--cpu-time" in sys.argv
+THREADS = 1 if CPU_TIME else 2
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = (
     "torch",
@@ -71,9 +73,10 @@ def seconds(step: Step) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
-    start = time.perf_counter()
+    clock = time.process_time if CPU_TIME else time.perf_counter
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
@@ -91,6 +94,9 @@ def peak() -> float:
     """The most memory so far, in MB."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, ru_maxrss of a new process begins with what its parent had
+        return next(float(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1e3
     # kilobytes, on macOS bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
@@ -160,13 +166,14 @@ def environment() -> dict[str, Any]:
     return {
         "device": device,
         "threads": THREADS,
+        "clock": "time of the processor" if CPU_TIME and DEVICE == "cpu" else "wall time",
         "cores": os.cpu_count(),
         "dtype": "float32, TF32 off",
         "versions": versions,
     }
 
 
-def main(run: Callable[[bool, bool], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:
+def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:
     """The command line of each script: a table, or the memory of one step."""
     if "--memory" in sys.argv:
         name, size = sys.argv[-2:]
@@ -176,7 +183,7 @@ def main(run: Callable[[bool, bool], tuple[list, list]], step: Callable[[str, in
         work()
         print(peak() - before)
     else:
-        rows, bars = run("--quick" in sys.argv, "--large" in sys.argv)
+        rows, bars = run(QUICK, int(sys.argv[sys.argv.index("--most") + 1]) if "--most" in sys.argv else 8192)
         for each in bars:
             print(f"  {each['bar']}: {each['measured']} of {each['limit']} {each['unit']}, met: {each['met']}")
         if "--json" in sys.argv:

@@ -32,7 +32,7 @@ def step(name, size):
     return lambda: semantic_search(queries, documents, top_k=10, score_function=dot_score)
 
 
-def run(quick, large):
+def run(quick, most):
     peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
     rows = []
     for size in [64] if quick else [10_000, 100_000]:
