@@ -176,6 +176,7 @@ def test_search_finds_a_word_of_each_chapter(reader):
             page.wait_for_load_state("domcontentloaded")
             texts[name] = " ".join(page.locator("article p, article h1, article h2").all_text_contents())
         for name in chapters:
+            page.goto(f"{visit.host}/{PAGES[0]}.html", wait_until="load")
             page.keyboard.press("Control+k")
             page.locator("#pst-search-dialog input").fill(rare_word(name, texts))
             page.keyboard.press("Enter")
