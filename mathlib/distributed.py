@@ -42,7 +42,7 @@ def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest
             every rank.
 
     Returns:
-        All W * B rows, the others in the order of their ranks. Without a group, or in a group of one: the tensor.
+        All W * B rows, the others in the order of their ranks; without a group, or in a group of one, the tensor.
 
     Raises:
         TypeError: if tensor is no floating-point tensor.

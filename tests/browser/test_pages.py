@@ -216,6 +216,7 @@ def test_printed_page_shows_solutions_and_hides_controls(reader):
         page = visit.page
         page.emulate_media(color_scheme="dark", media="print")
         page.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+        page.wait_for_timeout(500)  # the theme fades from one colour to another
         assert page.locator(".solution").count()
         for solution in page.locator(".solution .cell_input").all():
             assert solution.is_visible()
