@@ -80,8 +80,8 @@ def run(quick, most):
     found = {(row["name"], row["size"]): row for row in rows}
     bars = []
     small = (
-        "at B = 1024 the embeddings' own passes (length, direction, projection) cost a tenth of the products; they "
-        "shrink as 1 / B"
+        "the softmax and two maxima, about 2 ns a score, stand beside 23 ns for its products; the passes over the "
+        "embeddings themselves (length, direction, projection) shrink as 1 / B, and weigh most at 1024"
     )
     reasons = {
         "mathlib": small,
