@@ -204,7 +204,7 @@ def gist_embed_loss(
             for view in own(matrix):  # a number, of which a difference can be taken
                 view.fill_(-removal(logits.dtype))
             matrix.sub_(gone, alpha=removal(logits.dtype))
-        differences = torch.sub(guide_logits, logits, out=gone)
+        differences = torch.sub(guide_logits, logits, out=gone) if lam else gone
         shares, lead = softmax_(logits, z_p)
         wrong, losses = lead.sigmoid(), surprise(lead)
         if lam == 0:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from wrong_scores import WRONG_SCORES
 
 from mathlib import contrastive_loss, false_negative_weights, info_nce, similarity_matrix
 
@@ -396,40 +397,7 @@ share = "alpha must be a finite number and >= 0 and <= 1, was"
 @pytest.mark.parametrize(
     "wrong, error, message",
     [
-        ({"positive_scores": [[0.0]]}, TypeError, "positive_scores must be a torch.Tensor, was list"),
-        ({"candidate_scores": None}, TypeError, "candidate_scores must be a torch.Tensor, was NoneType"),
-        (
-            {"positive_scores": torch.zeros(2, 1).long()},
-            TypeError,
-            "positive_scores must have a floating-point dtype, was torch.int64",
-        ),
-        (
-            {"candidate_scores": torch.zeros(2, 3).bool()},
-            TypeError,
-            "candidate_scores must have a floating-point dtype, was torch.bool",
-        ),
-        (
-            {"candidate_scores": torch.zeros(2, 3).half()},
-            TypeError,
-            "candidate_scores must have the dtype of positive_scores, torch.float32, was torch.float16",
-        ),
-        (
-            {"candidate_scores": torch.zeros(2, 3, device="meta")},
-            ValueError,
-            "candidate_scores must be on the device of positive_scores, cpu, was meta",
-        ),
-        ({"positive_scores": torch.zeros(2)}, ValueError, "positive_scores must have shape [B, 1], was [2]"),
-        ({"candidate_scores": torch.zeros(2)}, ValueError, "candidate_scores must have shape [B, C], was [2]"),
-        (
-            {"positive_scores": torch.zeros(2, 3)},
-            ValueError,
-            "positive_scores must have 1 score along axis 1, was [2, 3]",
-        ),
-        (
-            {"candidate_scores": torch.zeros(1, 3)},
-            ValueError,
-            "candidate_scores must have 2 rows along axis 0, was [1, 3]",
-        ),
+        *WRONG_SCORES,
         (
             {"strategy": "percentage"},
             ValueError,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from wrong_scores import WRONG_SCORES
 
 from mathlib import (
     contrastive_loss,
@@ -779,40 +780,7 @@ GOOD = {"positive_scores": torch.zeros(2, 1), "candidate_scores": torch.zeros(2,
     "rule",
     [partial(hard_negatives, threshold=0.5), partial(semi_hard_negatives, margin=0.5), partial(top_k_negatives, k=1)],
 )
-@pytest.mark.parametrize(
-    "wrong, error, message",
-    [
-        ({"positive_scores": [[0.0]]}, TypeError, "positive_scores must be a torch.Tensor, was list"),
-        ({"candidate_scores": None}, TypeError, "candidate_scores must be a torch.Tensor, was NoneType"),
-        (
-            {"positive_scores": torch.zeros(2, 1).long()},
-            TypeError,
-            "positive_scores must have a floating-point dtype, was torch.int64",
-        ),
-        (
-            {"candidate_scores": torch.zeros(2, 3).double()},
-            TypeError,
-            "candidate_scores must have the dtype of positive_scores, torch.float32, was torch.float64",
-        ),
-        (
-            {"candidate_scores": torch.zeros(2, 3, device="meta")},
-            ValueError,
-            "candidate_scores must be on the device of positive_scores, cpu, was meta",
-        ),
-        ({"positive_scores": torch.zeros(2)}, ValueError, "positive_scores must have shape [B, 1], was [2]"),
-        ({"candidate_scores": torch.zeros(3)}, ValueError, "candidate_scores must have shape [B, C], was [3]"),
-        (
-            {"positive_scores": torch.zeros(2, 3)},
-            ValueError,
-            "positive_scores must have 1 score along axis 1, was [2, 3]",
-        ),
-        (
-            {"candidate_scores": torch.zeros(1, 3)},
-            ValueError,
-            "candidate_scores must have 2 rows along axis 0, was [1, 3]",
-        ),
-    ],
-)
+@pytest.mark.parametrize("wrong, error, message", WRONG_SCORES)
 def test_rules_say_what_is_wrong_with_scores(bad_input, rule, wrong, error, message):
     with pytest.raises(error) as caught:
         rule(**{**GOOD, **wrong})
