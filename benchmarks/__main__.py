@@ -9,7 +9,7 @@ from pathlib import Path
 
 from measure import RESULTS, environment
 
-SCRIPTS = ("contrastive", "gist", "log_prob", "search", "attention", "imports")
+SCRIPTS = ("contrastive", "growth", "gist", "log_prob", "search", "attention", "imports")
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="the smallest sizes, once: does it run?")

@@ -75,7 +75,7 @@ def run(quick, most):
     rows = []
     for size in [64] if quick else [size for size in (1024, 2048, 4096, 8192, 32768) if size <= most]:
         names = [BASE, *OURS] + (["torch, by hand", *peers] if size <= 8192 else [])
-        rounds = 1 if quick else max(3, min(11, 16384 // size))
+        rounds = 1 if quick else max(5, min(25, 32768 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
     found = {(row["name"], row["size"]): row for row in rows}
     bars = []
@@ -100,7 +100,7 @@ def run(quick, most):
         for size, megabytes in [(4096, 60), (8192, 110)]:
             if quick or size > most:
                 continue
-            reason = "two blocks of 512 rows, four matrices of the embeddings' size, and what the allocator keeps"
+            reason = "two blocks of rows, four matrices of the embeddings' size, and what the allocator keeps"
             bars.append(bar(f"{name}, B = {size}: extra memory", megabytes, found[name, size]["mb"], "MB", reason))
     return rows, bars
 

@@ -3,8 +3,9 @@
 Each script is one question. It has `step(name, size)`, which makes the inputs and returns a function
 that does the work once, and `run(quick, most)`, which returns rows and bars; most is the largest batch.
 
-Times are medians of rounds in which all candidates take turns: what else the machine does meets them all
-alike, and only the ratio is worth reading. Memory is what a fresh process, its inputs made, needs beyond
+Times are the shortest of rounds in which all candidates take turns: what else a machine does can only add to
+a time, and it adds most to who hands small pieces of work to two threads. The median stands beside it; only
+ratios are worth reading. Memory is what a fresh process, its inputs made, needs beyond
 them at the peak; on CUDA, what the allocator counts.
 """
 
@@ -79,15 +80,15 @@ def seconds(step: Step) -> float:
     return clock() - start
 
 
-def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """The median seconds of each step; they take turns."""
+def times_of(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]]:
+    """The shortest and the median seconds of each step; they take turns."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
     for _ in range(rounds):
         for name, step in steps.items():
             taken[name].append(seconds(step))
-    return {name: sorted(times)[rounds // 2] for name, times in taken.items()}
+    return {name: (min(times), sorted(times)[rounds // 2]) for name, times in taken.items()}
 
 
 def peak() -> float:
@@ -107,15 +108,24 @@ def extra_memory(script: str, name: str, size: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def row(question: str, name: str, size: int, time: float, base: float, memory: float | None = None) -> dict[str, Any]:
-    """One measurement, and its ratio to the base."""
+def row(
+    question: str,
+    name: str,
+    size: int,
+    times: tuple[float, float],
+    base: tuple[float, float],
+    memory: float | None = None,
+) -> dict[str, Any]:
+    """One measurement, the shortest time and the median, each with its ratio to the base's."""
     memory = None if memory is None else round(memory, 1)
-    ratio = round(time / base, 3)
-    print(
-        f"  {name:38s} {size:6d} {time * 1e3:10.2f} ms {ratio:8.2f} x {'' if memory is None else f'{memory:8.0f} MB'}"
-    )
-    sys.stdout.flush()
-    return {"question": question, "name": name, "size": size, "ms": round(time * 1e3, 3), "ratio": ratio, "mb": memory}
+    ratio, median_ratio = (round(time / other, 3) for time, other in zip(times, base, strict=True))
+    ms, median_ms = (round(time * 1e3, 3) for time in times)
+    mb = "" if memory is None else f"{memory:8.0f} MB"
+    print(f"  {name:38s} {size:6d} {ms:10.2f} ms {ratio:8.2f} x {median_ratio:8.2f} x (medians) {mb}", flush=True)
+    return {
+        **{"question": question, "name": name, "size": size, "ms": ms, "ratio": ratio},
+        **{"median_ms": median_ms, "median_ratio": median_ratio, "mb": memory},
+    }
 
 
 def bar(name: str, limit: float, measured: float | None, unit: str, reason: str) -> dict[str, Any]:
@@ -141,7 +151,7 @@ def timed(
     base: str,
 ) -> list[dict[str, Any]]:
     """One row for each name at one size; the first in the table is what the others are compared with."""
-    times = medians({name: step(name, size) for name in names}, rounds)
+    times = times_of({name: step(name, size) for name in names}, rounds)
     rows = []
     for name in names:
         used = None if QUICK else extra_memory(script, name, size)  # a fresh process takes seconds

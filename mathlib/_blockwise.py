@@ -101,8 +101,12 @@ def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
     """(first, last) of the blocks of rows."""
     size = task.block_size
     if size is None:
-        # CPU: a block of scores shall stay in the cache from its product to the next; CUDA: fill the device
-        size = 512 if embeddings.anchor.device.type == "cpu" else max(512, 2**28 // width(task, embeddings))
+        columns = max(1, width(task, embeddings))
+        if embeddings.anchor.device.type == "cpu":
+            # a block of scores shall stay in the cache from its product to the next, yet make a product worth its call
+            size = min(512, max(256, 2**21 // columns))
+        else:
+            size = max(512, 2**28 // columns)  # fill the device
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
 
 

@@ -160,8 +160,9 @@ def info_nce(
             without gradient; where the block of scores holds the positive itself, it reads -inf.
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once; None takes 512 on a CPU, more on a GPU. Memory is
-            O(block_size * candidates); loss and gradients stay the same.
+        block_size: rows whose scores are alive at once; None takes 512 on a CPU, 256 where there are
+            8192 candidates or more, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
+            stay the same.
         gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
             scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
             the same shape and with the same options on every rank. A pool is each rank's own share of a pool.

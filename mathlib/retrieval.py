@@ -95,7 +95,7 @@ def search(
         documents: N embeddings; same dtype and device as queries.
         k: how many, 1 <= k <= N.
         metric: "dot" or "cosine".
-        block_size: documents scored at once, by default 16384; memory is of the order Q x (block + k).
+        block_size: documents scored at once, by default 4096; memory is of the order Q x (block + k).
 
     Returns:
         Scores, best first (float32 for half-precision inputs), and the documents' indices.
@@ -130,7 +130,7 @@ def search(
             lambda first, last: products(prepared, prepare(documents[first:last])),
             len(documents),
             k,
-            block_size or 16384,
+            block_size or 4096,
         )
 
 

@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py") if path.stem != "measure")
 BARS = {
     "contrastive": ["mathlib", "mathlib, symmetric", "mathlib, false-negative rule"],
+    "growth": [],
     "gist": ["mathlib GIST with KL"],
     "log_prob": ["mathlib sequence_log_prob"],
     "search": ["mathlib search"],

@@ -335,11 +335,12 @@ def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest, symmetric
         assert seen.numel == most
 
 
-def test_many_rows_are_taken_by_blocks_of_512_on_a_cpu(largest):
+@pytest.mark.parametrize(("pool", "rows"), [(0, 512), (4096 - 600, 512), (6000, 2**21 // 6600), (10_000, 256)])
+def test_the_more_candidates_the_fewer_rows_are_taken_at_once_on_a_cpu(largest, pool, rows):
     anchor, positive = torch.ones(2, 600, 1)
     with largest() as seen:
-        info_nce(anchor, positive)
-    assert seen.numel == 512 * 600
+        info_nce(anchor, positive, torch.ones(pool, 1))
+    assert seen.numel == rows * (600 + pool)
 
 
 @each_layout

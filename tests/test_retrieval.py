@@ -86,12 +86,12 @@ def test_many_equal_scores_come_in_the_order_of_their_index(normal, block_size):
 
 
 def test_the_default_block_holds_every_document_of_a_large_corpus(normal):
-    # more than one default block of 16384: the best are the first, the last, and those around the seam
-    documents = torch.zeros(16384 + 10, 1, dtype=torch.float64, device=normal(0, 1).device)
-    for index, value in [(0, 2.0), (16383, 4.0), (16384, 5.0), (16393, 3.0)]:
+    # more than one default block of 4096: the best are the first, the last, and those around the seam
+    documents = torch.zeros(4096 + 10, 1, dtype=torch.float64, device=normal(0, 1).device)
+    for index, value in [(0, 2.0), (4095, 4.0), (4096, 5.0), (4105, 3.0)]:
         documents[index] = value
     scores, indices = search(torch.ones_like(documents[:1]), documents, k=4)
-    assert indices.tolist() == [[16384, 16383, 16393, 0]]
+    assert indices.tolist() == [[4096, 4095, 4105, 0]]
     assert scores.tolist() == [[5, 4, 3, 2]]
 
 
