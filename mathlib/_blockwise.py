@@ -10,6 +10,7 @@ What the loss is, the engine does not know. `contrastive` and `gist` bring it as
 a gradient itself, and it is what the tests compare with.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -328,6 +329,10 @@ class Blockwise(torch.autograd.Function):
             # rounded to a half-precision input's dtype only now: before, a small gradient might vanish
             given.append(None if x is None or gradient is None else (gradient * upstream).to(x.dtype))
         return None, None, None, *given
+
+
+# torch asks for it at each call, and to find it out takes as long as the loss of a small batch
+Blockwise.forward.__signature__ = inspect.signature(Blockwise.forward)  # type: ignore[attr-defined]
 
 
 def gradients_of(

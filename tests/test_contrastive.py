@@ -633,7 +633,8 @@ def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
     def loss(temperature, *leaves):
         return info_nce(*leaves, temperature=temperature, weigh=rule, reduction=reduction, block_size=3, **options)
 
-    assert torch.autograd.gradgradcheck(loss, (temperature, *leaves))
+    # along random directions: each second derivative alone would take a minute
+    assert torch.autograd.gradgradcheck(loss, (temperature, *leaves), fast_mode=True)
 
 
 def test_a_second_derivative_passes_by_what_is_frozen(normal):

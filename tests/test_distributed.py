@@ -1,5 +1,6 @@
 """Real processes (gloo) against one process with the whole batch: the loss, and every gradient."""
 
+import multiprocessing
 import os
 import re
 from datetime import timedelta
@@ -9,11 +10,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import ProcessException, spawn
+from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from mathlib import false_negative_weights, gather_with_grad, gist_embed_loss, info_nce
+
+# A server imports, once, what each process needs. Windows has none.
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+multiprocessing.set_forkserver_preload(["mathlib", "torch.distributed", "torch._dynamo"])
 
 WORLDS = (2, 4)
 B, D, N = 3, 4, 2  # of each rank
@@ -203,7 +208,7 @@ def ranks(tmp_path_factory):
     @cache
     def run(world):
         folder = tmp_path_factory.mktemp("ranks")
-        spawn(work, (world, folder), nprocs=world)
+        start_processes(work, (world, folder), nprocs=world, start_method=START)
         return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
     return run
@@ -345,7 +350,7 @@ def dying(rank, world, folder):
 
 def test_a_rank_that_dies_ends_the_job(tmp_path):
     # the other is inside a collective then: it gets an error, and does not wait for ever
-    processes = spawn(dying, (2, tmp_path), nprocs=2, join=False)
+    processes = start_processes(dying, (2, tmp_path), nprocs=2, join=False, start_method=START)
     for process in processes.processes:
         process.join(50)
         assert process.exitcode not in (None, 0)

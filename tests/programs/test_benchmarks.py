@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py") if path.stem != "measure")
 BARS = {
     "contrastive": ["mathlib", "mathlib, symmetric", "mathlib, false-negative rule"],

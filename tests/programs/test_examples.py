@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = str(Path(__file__).parents[1] / "examples" / "train_distributed.py")
+SCRIPT = str(Path(__file__).parents[2] / "examples" / "train_distributed.py")
 SMALL = ["--pairs", "1000", "--batch-size", "64", "--checkpoint-every", "1"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
