@@ -6,7 +6,4 @@ function makeScrollableReachable() {
   }
 }
 window.addEventListener("resize", makeScrollableReachable);
-window.addEventListener("load", () => {
-  makeScrollableReachable();
-  window.MathJax?.startup?.promise?.then(makeScrollableReachable);
-});
+window.addEventListener("load", makeScrollableReachable);
