@@ -1,7 +1,9 @@
-"""Makes _static/math.woff, the font of the book's equations: Latin Modern Math, less what mathml.py never writes.
+"""Makes _static/math.woff, the font of the book's equations: TeX Gyre Pagella Math, less what mathml.py never writes.
 
-To be run again when mathml.py has learnt a symbol, with the whole font at hand (version 1.959, lm-math on CTAN and in
-Linux distributions): python -m mathlib.book.mathfont latinmodern-math.otf
+Chromium leaves room for a bracket's or a root's widest size beside all of them; this font's differ little in width.
+
+To be run again when mathml.py has learnt a symbol, with the whole font at hand (version 1.632, tex-gyre-math on CTAN
+and in Linux distributions): python -m mathlib.book.mathfont texgyrepagella-math.otf
 """
 
 import string
@@ -60,6 +62,12 @@ def make(source: str, target: Path) -> None:
         getattr(variants, f"{side}GlyphCoverage").glyphs = glyphs
         setattr(variants, f"{side}GlyphConstruction", [found[glyph] for glyph in glyphs])
         setattr(variants, f"{side}GlyphCount", len(glyphs))
+
+    # TeX asks how tall and deep a letter is only where it is none: without this y's index would hang below x's.
+    constants = font["MATH"].table.MathConstants
+    for name, value in (("ShiftDown", 160), ("TopMax", 360), ("BaselineDropMin", -150)):
+        getattr(constants, f"Subscript{name}").Value = value
+    constants.SuperscriptBaselineDropMax.Value = 400
 
     options = Options(flavor="woff", notdef_outline=True, hinting=False, name_IDs=[0, 1, 2, 4, 5, 6])
     options.drop_tables += ["FFTM", "GDEF", "GPOS", "GSUB"]
