@@ -63,10 +63,9 @@ def make(source: str, target: Path) -> None:
         setattr(variants, f"{side}GlyphConstruction", [found[glyph] for glyph in glyphs])
         setattr(variants, f"{side}GlyphCount", len(glyphs))
 
-    # TeX asks how tall and deep a letter is only where it is none: without this y's index would hang below x's.
+    # An index hangs as deep with a power above it or without; TeX's would not.
     constants = font["MATH"].table.MathConstants
-    for name, value in (("ShiftDown", 160), ("TopMax", 360), ("BaselineDropMin", -150)):
-        getattr(constants, f"Subscript{name}").Value = value
+    constants.SubscriptShiftDown.Value, constants.SubscriptTopMax.Value = 160, 360
     constants.SuperscriptBaselineDropMax.Value = 400
 
     options = Options(flavor="woff", notdef_outline=True, hinting=False, name_IDs=[0, 1, 2, 4, 5, 6])

@@ -46,6 +46,7 @@ UPRIGHT = pairs(
 )
 FUNCTIONS = {rf"\{name}": name for name in "arccos cos det exp ln log sin tan tanh".split()}
 LIMITS = {rf"\{name}": name for name in "inf lim max min sup".split()}  # what stands under them, in a display
+DEEP = set("fgjpqyJQβγζημξρφϕχψ")  # below which a browser would hang an index lower than others
 ALPHABETS = {r"\mathbf": "BOLD", r"\mathbb": "DOUBLE-STRUCK", r"\mathcal": "SCRIPT", r"\mathit": "ITALIC"}
 ACCENTS = pairs(r"\hat ˆ \tilde ˜ \bar ¯ \overline ‾ \dot ˙")
 SIZES = {"big": 1.2, "Big": 1.8, "bigg": 2.4, "Bigg": 3.0}
@@ -212,8 +213,10 @@ class Reader:
             return atom
         under = atom.limits and (style == DISPLAY or atom.tag == "munder")
         tag = {(1, 0): ("msub", "munder"), (0, 1): ("msup", "mover"), (1, 1): ("msubsup", "munderover")}
-        own = ' lspace="0em" rspace="0em"' if atom.tag == "mo" else ""
-        return Atom(atom.kind, tag[bool(low), bool(high)][under], atom.markup(own) + low + high)
+        base = atom.markup(' lspace="0em" rspace="0em"' if atom.tag == "mo" else "")
+        if low and not under and atom.tag == "mi" and atom.body in DEEP:
+            base = f'<mpadded depth="0">{base}</mpadded>'
+        return Atom(atom.kind, tag[bool(low), bool(high)][under], base + low + high)
 
     def atom(self, style: int) -> Atom:
         token = self.next()

@@ -110,6 +110,11 @@ def test_a_fraction_in_a_line_is_as_tight_as_an_index():
     assert spaces(r"\frac{a + b}{2}", block=True) == "a·4·+·4·b2"
 
 
+def test_an_index_hangs_from_p_where_it_hangs_from_s():
+    assert mathml("p_i + s_i").count("<mpadded") == 1
+    assert '<msub><mpadded depth="0"><mi>p</mi></mpadded><mi>i</mi></msub>' in mathml("p_i")
+
+
 def test_letters_are_slanted_and_greek_capitals_are_not():
     assert mathml(r"x \Sigma") == '<math><mi>x</mi><mi mathvariant="normal">Σ</mi></math>'
 
