@@ -1,5 +1,5 @@
-"""The book's Sphinx extension: the repository's address, links from functions to their chapters,
-warnings for notebooks that were not run through, and pages that load only what they use.
+"""The book's Sphinx extension: the repository's address, links from functions to their chapters, warnings
+for notebooks that were not run through, equations as MathML, and pages that load only what they use.
 
 Nothing here is imported by mathlib or by a chapter.
 """
@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 from sphinx.util import logging
+
+from mathlib.book import mathml
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +78,9 @@ def warn_of_bad_cells(app, docname, source) -> None:
                 logger.warning("%s stores an error: %s: %s", where, output["ename"], output["evalue"])
 
 
-# MathJax by parts, a third lighter than its bundle for TeX; with the MathML that is read aloud.
-MATHJAX_PARTS = ["input/tex", "output/chtml", "a11y/assistive-mml"]
-MATHJAX_FILES = ["startup.js", "core.js", "a11y/assistive-mml.js", "input/tex.js", "input/tex/", "output/chtml"]
 ICON_CLASS = re.compile(r"\bfa-[a-z-]+")
 ICON_RULE = re.compile(r"([^{}]*):before\{content:\"([^\"]*)\"\}")
 THEME_ICON = re.compile(r"--pst-icon-[\w-]+:\"([^\"]*)\"")
-
-
-def set_mathjax(app, config) -> None:
-    config.mathjax_path = "mathjax/startup.js"
-    config.mathjax3_config = (config.mathjax3_config or {}) | {"loader": {"load": MATHJAX_PARTS}}
 
 
 # A signature's parameters, which Sphinx writes as a list of definitions that define nothing.
@@ -101,9 +95,6 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     context["body"] = PARAMETERS.sub(
         lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
     )
-    if 'class="math ' not in body:
-        scripts = context["script_files"]
-        context["script_files"] = [s for s in scripts if "mathjax" not in f"{s.filename} {s.attributes}".lower()]
     context["description"] = description(doctree)
     context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
@@ -124,12 +115,6 @@ def make_light(app, exception) -> None:
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
-    mathjax = static / "mathjax"
-    for path in sorted(mathjax.rglob("*"), reverse=True):
-        if path.is_file() and not path.relative_to(mathjax).as_posix().startswith(tuple(MATHJAX_FILES)):
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
     for path in static.glob("scripts/fontawesome.js*"):
         path.unlink()
 
@@ -163,11 +148,9 @@ def setup(app) -> dict:
         # Its tags need an absolute address; without one they would lead nowhere.
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
-    app.connect("config-inited", set_mathjax)
-    # After Sphinx's own, which asks for MathJax.
-    app.connect("html-page-context", mend_page, priority=900)
-    # After sphinx-mathjax-offline, which copies all of MathJax.
-    app.connect("build-finished", make_light, priority=900)
+    app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))
+    app.connect("html-page-context", mend_page)
+    app.connect("build-finished", make_light)
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)
     app.connect("source-read", warn_of_bad_cells)

@@ -1,11 +1,14 @@
 """The book, built once into a folder of its own, as a reader gets it."""
 
+import html
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fontTools.ttLib import TTFont
 
 from mathlib.book.__main__ import check, pages, scan
 
@@ -32,6 +35,21 @@ def test_each_page_has_a_title_and_text(output, page):
 
 def test_nothing_is_missing_dead_or_loaded_from_outside(output):
     assert check(ROOT, output) == []
+
+
+def test_every_equation_is_mathml_whose_letters_the_font_has(output):
+    letters = TTFont(output / "html" / "_static" / "math.woff").getBestCmap()
+    total = 0
+    for path in output.glob("html/**/*.html"):
+        text = path.read_text(encoding="utf-8")
+        equations = re.findall(r"<math[ >].*?</math>", text, re.DOTALL)
+        assert len(equations) == len(re.findall(r'class="(?:[^"]* )?math ', text)), path.name
+        assert not re.search(r"<merror|MathJax|<script[^>]*mathjax", text), path.name
+        shown = html.unescape(re.sub("<[^>]*>", "", "".join(equations)))
+        assert {char for char in shown if ord(char) not in letters and char != "\n"} == set(), path.name
+        total += len(equations)
+    assert total > 400
+    assert not list(output.glob("html/**/*mathjax*"))
 
 
 def test_no_page_tells_of_a_repository_when_none_is_known(output):

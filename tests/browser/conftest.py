@@ -103,7 +103,6 @@ class Visit:
         self.page.on("response", self.answer)
         self.page.goto(f"{host}/{name}.html", wait_until="load")
         self.page.wait_for_load_state("networkidle")
-        self.page.wait_for_function("() => !window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
 
     def hear(self, message):
         if message.type in ("error", "warning"):
