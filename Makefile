@@ -69,10 +69,11 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -r requirements-mutmut.txt
 	touch $@
 
-# The second list is complete: --no-deps keeps out what a peer would bring of its own, another torch above all.
-.venv-peers/installed: requirements-peers.txt requirements.txt pyproject.toml
-	$(CHECK_PYTHON)
-	$(PYTHON) -m venv .venv-peers
-	$(PEERS)/python -m pip install -r requirements.txt
+# It stands on .venv, whose packages it sees. The list is complete: --no-deps keeps out what a peer would bring of its
+# own, another torch above all.
+PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
+.venv-peers/installed: requirements-peers.txt $(INSTALLED)
+	$(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c "$(PACKAGES)" | sed 's/.*/import site; site.addsitedir(r"&")/' > "$$($(PEERS)/python -c "$(PACKAGES)")/beside.pth"
 	$(PEERS)/python -m pip install --no-deps -r requirements-peers.txt
 	touch $@

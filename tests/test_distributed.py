@@ -148,7 +148,8 @@ def differing(rank):
     }
 
 
-def work(rank, world, folder):
+def work(rank, world, folder, environment):
+    os.environ |= environment  # the server's is the one that it began with
     torch.set_num_threads(1)
     join(rank, world, folder / "group")
     found = {(case, way): share(case, world, rank, way) for case in CASES for way in WAYS[:2]}
@@ -208,7 +209,7 @@ def ranks(tmp_path_factory):
     @cache
     def run(world):
         folder = tmp_path_factory.mktemp("ranks")
-        start_processes(work, (world, folder), nprocs=world, start_method=START)
+        start_processes(work, (world, folder, dict(os.environ)), nprocs=world, start_method=START)
         return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
     return run
