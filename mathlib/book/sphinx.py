@@ -1,5 +1,6 @@
 """The book's Sphinx extension: the repository's address, links from functions to their chapters,
-warnings for notebooks that were not run through, and pages that load only what they use.
+warnings for notebooks that were not run through, downloads that run elsewhere, and pages that load only
+what they use.
 
 Nothing here is imported by mathlib or by a chapter.
 """
@@ -42,6 +43,54 @@ def set_addresses(app, config) -> None:
     config.html_baseurl = site
     config.ogp_site_url = site
     config.ogp_social_cards = {"enable": False}
+
+
+# These read files of the repository, so they run in a clone only.
+IN_CLONE = {"chapters/index", "chapters/performance"}
+# Colab opens what is in a branch, and publish.yml pushes the downloads to this one.
+DOWNLOADS = "notebooks"
+
+
+def add_launch_buttons(app, pagename, templatename, context, doctree) -> None:
+    """The theme's own would open the chapter as it is committed, which installs nothing."""
+    if not repository() or context.get("page_source_suffix") != ".ipynb":
+        return
+    name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
+    links = {"Binder": f"https://mybinder.org/v2/gh/{name}/{branch}?urlpath=lab/tree/{pagename}.ipynb"}
+    if pagename not in IN_CLONE:
+        links["Colab"] = f"https://colab.research.google.com/github/{name}/blob/{DOWNLOADS}/{pagename}.ipynb"
+    buttons = [
+        {"type": "link", "text": text, "tooltip": f"Run on {text}", "icon": "fas fa-play", "url": url}
+        for text, url in links.items()
+    ]
+    group = {"type": "group", "tooltip": "Run this page", "icon": "fas fa-rocket", "label": "launch-buttons"}
+    context["header_buttons"].append({**group, "buttons": buttons})
+
+
+def complete_downloads(app, exception) -> None:
+    """Open each notebook that the pages offer for download with a cell that says what to install."""
+    sources = Path(app.outdir) / "_sources"
+    for path in [] if exception else sources.rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if notebook["cells"][0].get("id") == "install":
+            continue  # the page was built before, and did not change
+        source = install(path.relative_to(sources).with_suffix("").as_posix())
+        cell = {"cell_type": "code", "id": "install", "metadata": {}, "execution_count": None, "outputs": []}
+        notebook["cells"].insert(0, cell | {"source": source})
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def install(docname) -> str:
+    found = repository()
+    if found and docname not in IN_CLONE:
+        return (
+            "# Where the book's package is missing, as on Colab, this installs it.\n"
+            "import importlib.util\n\n"
+            'if not importlib.util.find_spec("mathlib"):\n'
+            f'    %pip install -q "mathlib-book[book] @ git+{found[0]}"'
+        )
+    place = found[0] if found else "the book's repository"
+    return f'# Runs in a clone of {place},\n# in its folder chapters, after: pip install ".[book]"'
 
 
 def link_chapter(app, what, name, obj, options, lines) -> None:
@@ -166,6 +215,9 @@ def setup(app) -> dict:
     app.connect("config-inited", set_mathjax)
     # After Sphinx's own, which asks for MathJax.
     app.connect("html-page-context", mend_page, priority=900)
+    # After the theme's, which makes the list of buttons.
+    app.connect("html-page-context", add_launch_buttons, priority=900)
+    app.connect("build-finished", complete_downloads)
     # After sphinx-mathjax-offline, which copies all of MathJax.
     app.connect("build-finished", make_light, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
