@@ -157,6 +157,34 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
 
+# A file that only pages with such a mark make use of.
+USED_WITH = {
+    "sphinx-design": "sd-",
+    "design-tabs": "sd-tab-",
+    "proof.css": "proof admonition",
+    "exercise.css": 'class="exercise',
+}
+
+
+def load_lightly(app, pagename, templatename, context, doctree) -> None:
+    """Leave out what the page has no use for, and let no script hold up the first paint."""
+
+    def used(file) -> bool:
+        return all(mark in context.get("body", "") for name, mark in USED_WITH.items() if name in str(file.filename))
+
+    for kind in ("css_files", "script_files"):
+        context[kind] = [file for file in context[kind] if used(file)]
+    tag = context["js_tag"]
+
+    def late(script) -> str:
+        html = tag(script)
+        # a script within the page adds to these options, so they cannot wait
+        wait = "documentation_options" not in html and "defer" not in html
+        return html.replace(' src="', ' defer src="', 1) if wait else html
+
+    context["js_tag"] = late
+
+
 def description(doctree) -> str:
     """The page's first paragraph, without its formulas' source, for those who have not opened it yet."""
     from docutils import nodes
@@ -195,6 +223,25 @@ def make_light(app, exception) -> None:
         subset(source, letters, static / f"icons-{source.stem.split('-')[1]}.woff")
 
 
+def lighten_styles(app, exception) -> None:
+    """Drop the rules of icons that no page shows, and spare the trip for a sheet that another one asks for."""
+    if exception or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    used = {icon for path in Path(app.outdir).rglob("*.html") for icon in ICON_CLASS.findall(path.read_text("utf-8"))}
+    theme = static / "styles" / "pydata-sphinx-theme.css"
+    rules = theme.read_text(encoding="utf-8")
+
+    def kept(rule) -> str:
+        icons = set(ICON_CLASS.findall(rule[1]))
+        return rule[0] if used & icons or not icons else ""
+
+    theme.write_text(ICON_RULE.sub(kept, rules), encoding="utf-8")
+    first = static / "styles" / "theme.css"
+    basic = (static / "basic.css").read_text(encoding="utf-8").replace("url(", "url(../")
+    first.write_text(first.read_text(encoding="utf-8").replace('@import "../basic.css";', basic), encoding="utf-8")
+
+
 def subset(source, letters, target) -> None:
     """Write the font's glyphs for these letters alone."""
     from fontTools.subset import Options, Subsetter, load_font, save_font
@@ -218,6 +265,9 @@ def setup(app) -> dict:
     # After the theme's, which makes the list of buttons.
     app.connect("html-page-context", add_launch_buttons, priority=900)
     app.connect("build-finished", complete_downloads)
+    app.connect("html-page-context", load_lightly, priority=900)
+    # After make_light, which reads all the icons' rules.
+    app.connect("build-finished", lighten_styles, priority=950)
     # After sphinx-mathjax-offline, which copies all of MathJax.
     app.connect("build-finished", make_light, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
