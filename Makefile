@@ -57,7 +57,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
-.venv/installed-browser: requirements-browser.txt $(INSTALLED)
+.venv/installed-browser: requirements-browser.txt requirements-lab.txt $(INSTALLED)
 	$(BIN)/python -m pip install -r requirements-browser.txt
 	touch $@
 

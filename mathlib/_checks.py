@@ -5,6 +5,7 @@ are, so no check makes a GPU wait.
 """
 
 import math
+from fractions import Fraction
 from numbers import Integral, Real
 
 import torch
@@ -55,7 +56,7 @@ def check_number(
     limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
     limits += [f"<= {most:g}"] * (most < math.inf) + [f"< {below:g}"] * (below < math.inf)
     wanted = " and ".join(["a finite number", *limits])
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):  # torch divides by no fraction
         raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
     # not math.isfinite: torch.compile cannot trace it once a schedule changes the number
     if not (-math.inf < value < math.inf and above < value < below and least <= value <= most):  # type: ignore[operator]

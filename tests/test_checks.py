@@ -1,4 +1,5 @@
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy
@@ -18,7 +19,6 @@ from mathlib._checks import check_choice, check_count, check_flag, check_number,
         (1, {"most": 1}),
         (0.5, {"least": 0, "most": 1}),
         (1e-300, {"above": 0}),
-        (Fraction(1, 2), {"above": 0, "most": 0.5}),
         (numpy.float32(0.5), {"above": 0}),
         (0.5, {"below": 0.6}),
     ],
@@ -45,6 +45,13 @@ def test_a_number_outside_its_limits_is_told_all_of_them(value, limits, message)
     with pytest.raises(ValueError) as caught:
         check_number("x", value, **limits)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [True, Fraction(1, 2), Decimal("0.5"), 1j, "1", None])
+def test_what_torch_cannot_divide_by_is_no_number(value):
+    with pytest.raises(TypeError) as caught:
+        check_number("x", value, above=0)
+    assert str(caught.value) == f"x must be a finite number and > 0, was {type(value).__name__}"
 
 
 def test_counts_flags_choices_and_tensors_that_are_right_pass():

@@ -256,6 +256,8 @@ def execute_notebook(path: Path) -> str | None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from nbformat import v4, validate
 
+    from mathlib.book import status
+
     before = path.read_text(encoding="utf-8")
     notebook = v4.reads(before)
     normalise(notebook)
@@ -284,14 +286,19 @@ def execute_notebook(path: Path) -> str | None:
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
                 print()
                 return f"{path}: code cell {number} failed, and the file was left as it was.\n\n{error}"
-    print(f"\r{path.stem}: {len(code)} cells, {time.perf_counter() - started:.1f} s")
+    seconds = time.perf_counter() - started
+    print(f"\r{path.stem}: {len(code)} cells, {seconds:.1f} s")
 
     normalise(notebook)
     validate(notebook)
+    known = notebook.metadata.get(status.KEY, {}).get("code") == status.code(notebook)
     for number, (old, cell) in enumerate(zip(stored, code, strict=True), start=1):
         if old != json.dumps(cell.outputs, sort_keys=True):
+            known = False
             first_line = cell.source.strip().partition("\n")[0]
             print(f"  the output of code cell {number} changed: {first_line}")
+    if not known:
+        notebook.metadata[status.KEY] = status.record(notebook, seconds)
     after = v4.writes(notebook).rstrip("\n") + "\n"
     if after != before:
         path.write_text(after, encoding="utf-8", newline="\n")
@@ -332,10 +339,11 @@ def normalise(notebook) -> None:
 
 def write_evidence(root: Path) -> None:
     """Write the files that are made from the chapters' stored outputs."""
-    from mathlib.book import evidence
+    from mathlib.book import evidence, status
 
     made = {
         root / "chapters" / "evidence.md": evidence.table(root / "chapters"),
+        root / "chapters" / "status.md": status.table(root / "chapters"),
         root / "_static" / "readme.svg": readme_picture(root),
     }
     for path, text in made.items():
@@ -364,8 +372,8 @@ def main() -> None:
         "build": "build the static book, warnings as errors, then check it",
         "check": "assert that each page is built, has content, and loads nothing from outside",
         "serve": "serve the built book on this machine",
-        "execute": "run the chapters again in place, then write the table of evidence",
-        "evidence": "write the table of evidence from what the chapters store",
+        "execute": "run the chapters again in place, then write what `evidence` writes",
+        "evidence": "write the tables of evidence and status, and README's picture, from what the chapters store",
     }
     command = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
     for name in ("build", "check", "serve"):

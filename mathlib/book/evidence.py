@@ -178,6 +178,7 @@ HEAD = """# Evidence
 
 Each row is a statement, of the notes or about their subject, with the experiment that tested it and what
 came out. The page is generated from the outputs stored in the chapters; nothing on it is typed by hand.
+{doc}`status` says when each chapter was executed, and with which versions.
 
 An effect is signed so that positive means "as claimed", and paired by seed where two settings are
 compared; ± is the standard deviation over seeds. A case counts when the 95 % interval of its mean

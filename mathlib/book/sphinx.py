@@ -1,5 +1,6 @@
 """The book's Sphinx extension: the repository's address, links from functions to their chapters, warnings
-for notebooks that were not run through, equations as MathML, and pages that load only what they use.
+for notebooks that were not run through, equations as MathML, downloads that run elsewhere, and pages that load only
+what they use.
 
 Nothing here is imported by mathlib or by a chapter.
 """
@@ -44,6 +45,54 @@ def set_addresses(app, config) -> None:
     config.html_baseurl = site
     config.ogp_site_url = site
     config.ogp_social_cards = {"enable": False}
+
+
+# These read files of the repository, so they run in a clone only.
+IN_CLONE = {"chapters/index", "chapters/performance"}
+# Colab opens what is in a branch, and publish.yml pushes the downloads to this one.
+DOWNLOADS = "notebooks"
+
+
+def add_launch_buttons(app, pagename, templatename, context, doctree) -> None:
+    """The theme's own would open the chapter as it is committed, which installs nothing."""
+    if not repository() or context.get("page_source_suffix") != ".ipynb":
+        return
+    name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
+    links = {"Binder": f"https://mybinder.org/v2/gh/{name}/{branch}?urlpath=lab/tree/{pagename}.ipynb"}
+    if pagename not in IN_CLONE:
+        links["Colab"] = f"https://colab.research.google.com/github/{name}/blob/{DOWNLOADS}/{pagename}.ipynb"
+    buttons = [
+        {"type": "link", "text": text, "tooltip": f"Run on {text}", "icon": "fas fa-play", "url": url}
+        for text, url in links.items()
+    ]
+    group = {"type": "group", "tooltip": "Run this page", "icon": "fas fa-rocket", "label": "launch-buttons"}
+    context["header_buttons"].append({**group, "buttons": buttons})
+
+
+def complete_downloads(app, exception) -> None:
+    """Open each notebook that the pages offer for download with a cell that says what to install."""
+    sources = Path(app.outdir) / "_sources"
+    for path in [] if exception else sources.rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if notebook["cells"][0].get("id") == "install":
+            continue  # the page was built before, and did not change
+        source = install(path.relative_to(sources).with_suffix("").as_posix())
+        cell = {"cell_type": "code", "id": "install", "metadata": {}, "execution_count": None, "outputs": []}
+        notebook["cells"].insert(0, cell | {"source": source})
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def install(docname) -> str:
+    found = repository()
+    if found and docname not in IN_CLONE:
+        return (
+            "# Where the book's package is missing, as on Colab, this installs it.\n"
+            "import importlib.util\n\n"
+            'if not importlib.util.find_spec("mathlib"):\n'
+            f'    %pip install -q "mathlib-book[book] @ git+{found[0]}"'
+        )
+    place = found[0] if found else "the book's repository"
+    return f'# Runs in a clone of {place},\n# in its folder chapters, after: pip install ".[book]"'
 
 
 def link_chapter(app, what, name, obj, options, lines) -> None:
@@ -99,6 +148,34 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
 
+# A file that only pages with such a mark make use of.
+USED_WITH = {
+    "sphinx-design": "sd-",
+    "design-tabs": "sd-tab-",
+    "proof.css": "proof admonition",
+    "exercise.css": 'class="exercise',
+}
+
+
+def load_lightly(app, pagename, templatename, context, doctree) -> None:
+    """Leave out what the page has no use for, and let no script hold up the first paint."""
+
+    def used(file) -> bool:
+        return all(mark in context.get("body", "") for name, mark in USED_WITH.items() if name in str(file.filename))
+
+    for kind in ("css_files", "script_files"):
+        context[kind] = [file for file in context[kind] if used(file)]
+    tag = context["js_tag"]
+
+    def late(script) -> str:
+        html = tag(script)
+        # a script within the page adds to these options, so they cannot wait
+        wait = "documentation_options" not in html and "defer" not in html
+        return html.replace(' src="', ' defer src="', 1) if wait else html
+
+    context["js_tag"] = late
+
+
 def description(doctree) -> str:
     """The page's first paragraph, without its formulas' source, for those who have not opened it yet."""
     from docutils import nodes
@@ -131,6 +208,25 @@ def make_light(app, exception) -> None:
         subset(source, letters, static / f"icons-{source.stem.split('-')[1]}.woff")
 
 
+def lighten_styles(app, exception) -> None:
+    """Drop the rules of icons that no page shows, and spare the trip for a sheet that another one asks for."""
+    if exception or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    used = {icon for path in Path(app.outdir).rglob("*.html") for icon in ICON_CLASS.findall(path.read_text("utf-8"))}
+    theme = static / "styles" / "pydata-sphinx-theme.css"
+    rules = theme.read_text(encoding="utf-8")
+
+    def kept(rule) -> str:
+        icons = set(ICON_CLASS.findall(rule[1]))
+        return rule[0] if used & icons or not icons else ""
+
+    theme.write_text(ICON_RULE.sub(kept, rules), encoding="utf-8")
+    first = static / "styles" / "theme.css"
+    basic = (static / "basic.css").read_text(encoding="utf-8").replace("url(", "url(../")
+    first.write_text(first.read_text(encoding="utf-8").replace('@import "../basic.css";', basic), encoding="utf-8")
+
+
 def subset(source, letters, target) -> None:
     """Write the font's glyphs for these letters alone."""
     from fontTools.subset import Options, Subsetter, load_font, save_font
@@ -150,7 +246,13 @@ def setup(app) -> dict:
     app.connect("config-inited", set_addresses)
     app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))
     app.connect("html-page-context", mend_page)
+    # After the theme's, which makes the list of buttons.
+    app.connect("html-page-context", add_launch_buttons, priority=900)
+    app.connect("html-page-context", load_lightly, priority=900)
+    app.connect("build-finished", complete_downloads)
     app.connect("build-finished", make_light)
+    # After make_light, which reads all the icons' rules.
+    app.connect("build-finished", lighten_styles, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)
     app.connect("source-read", warn_of_bad_cells)

@@ -11,6 +11,7 @@ import pytest
 from fontTools.ttLib import TTFont
 
 from mathlib.book.__main__ import check, pages, scan
+from mathlib.book.sphinx import ICON_CLASS, ICON_RULE
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +58,24 @@ def test_no_page_tells_of_a_repository_when_none_is_known(output):
         text = path.read_text(encoding="utf-8")
         for mark in ("og:url", 'rel="canonical"', "source-repository-button", "source-issues-button"):
             assert mark not in text, f"{path.name} has {mark}"
+
+
+def test_a_page_waits_for_no_script_and_loads_no_sheet_that_it_has_no_use_for(output):
+    for path in output.glob("html/chapters/*.html"):
+        text = path.read_text(encoding="utf-8")
+        scripts = re.findall(r"<script([^>]* src=[^>]*)>", text)
+        assert len(scripts) > 5
+        waited_for = [script for script in scripts if " defer" not in script]
+        assert all("documentation_options" in script for script in waited_for) and len(waited_for) == 1
+        assert ("exercise.css" in text) == ('class="exercise' in text), path.name
+        assert "design-tabs" not in text and "proof.css" not in text
+    assert "@import" not in (output / "html/_static/styles/theme.css").read_text(encoding="utf-8")
+
+
+def test_the_style_knows_the_icons_of_the_pages_and_few_others(output):
+    style = (output / "html/_static/styles/pydata-sphinx-theme.css").read_text(encoding="utf-8")
+    known = {icon for selectors, _ in ICON_RULE.findall(style) for icon in ICON_CLASS.findall(selectors)}
+    pages = "".join(path.read_text(encoding="utf-8") for path in output.glob("html/**/*.html"))
+    shown = set(re.findall(r'class="fa[a-z]* (fa-[a-z-]+)"', pages))
+    assert "fa-download" in shown and shown - {"fa-solid", "fa-lg"} <= known
+    assert len(known) < 40

@@ -2,15 +2,18 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from nbformat import v4
+from nbclient import NotebookClient
+from nbformat import v4, validate
 
-from mathlib.book.__main__ import check, execute, execute_notebook
+from mathlib.book.__main__ import check, execute, execute_notebook, normalise
 
 ROOT = Path(__file__).parents[2]
 GITHUB = {
@@ -51,26 +54,25 @@ def failed_notebook():
 # Building
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("# Page\n\nSee [there](nowhere.md) and {eq}`nothing`.\n", ["page.md:3", "nowhere.md", "nothing"]),
-        ("# Page\n\n{cite:t}`nobody`\n\n```{bibliography}\n```\n", ["page.md:3", "nobody"]),
-        (None, ["page.ipynb: code cell 1", "k must be at least 1, was 0"]),
-    ],
-    ids=["cross-reference", "citation", "failed notebook"],
-)
-def test_a_broken_page_fails_the_build_each_time_and_is_named(book, text, named):
-    page = book / "chapters" / "page.md"
-    page.write_text(text or "")
-    if text is None:
-        page.unlink()
-        page.with_suffix(".ipynb").write_text(failed_notebook())
+def test_broken_pages_fail_the_build_each_time_and_are_named(book):
+    chapters = book / "chapters"
+    book.joinpath("_toc.yml").write_text(
+        "format: jb-book\nroot: chapters/page\nchapters:\n- file: chapters/cited\n- file: chapters/failed\n"
+    )
+    chapters.joinpath("page.md").write_text("# Page\n\nSee [there](nowhere.md) and {eq}`nothing`.\n")
+    chapters.joinpath("cited.md").write_text("# Cited\n\n{cite:t}`nobody`\n\n```{bibliography}\n```\n")
+    chapters.joinpath("failed.ipynb").write_text(failed_notebook())
     for _ in range(2):
         result = run(book, "build")
         assert result.returncode != 0
-        for name in named:
-            assert name in result.stdout + result.stderr
+        lines = (result.stdout + result.stderr).splitlines()
+        for named in (
+            ("page.md:3", "nowhere.md"),
+            ("page.md:3", "nothing"),
+            ("cited.md:3", "nobody"),
+            ("failed.ipynb: code cell 1", "k must be at least 1, was 0"),
+        ):
+            assert any("WARNING" in line and all(name in line for name in named) for line in lines), named
 
 
 def test_a_known_repository_is_linked_and_a_mended_book_builds(book):
@@ -87,6 +89,35 @@ def test_a_known_repository_is_linked_and_a_mended_book_builds(book):
         'content="https://someone.github.io/some-book/chapters/page.html"',
     ):
         assert address in html
+
+
+@pytest.mark.parametrize("environment", [GITHUB, {}], ids=["known repository", "unknown repository"])
+def test_a_download_says_what_to_install_and_runs_elsewhere(book, tmp_path_factory, environment):
+    text = v4.new_markdown_cell("# Page\n\nText.")
+    sources = "from mathlib import info_nce", "import torch\ninfo_nce(torch.eye(3), torch.eye(3)).item() < 0.001"
+    cells = [v4.new_code_cell(source, execution_count=1) for source in sources]
+    book.joinpath("chapters/page.md").unlink()
+    notebook = v4.new_notebook(cells=[text, *cells])
+    normalise(notebook)
+    book.joinpath("chapters/page.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
+    for _ in range(2):  # the second build leaves the page as it is
+        result = run(book, "build", **environment)
+        assert result.returncode == 0, result.stderr
+    html = book.joinpath("_build/html/chapters/page.html").read_text(encoding="utf-8")
+    served = re.search(r'href="([^"]*_sources/[^"]*page\.ipynb)"', html)[1]
+    download = v4.reads((book / "_build/html/chapters" / served).read_text(encoding="utf-8"))
+    validate(download)
+    first, *rest = download.cells
+    assert [cell.source for cell in rest] == [text.source, *sources]
+    assert "mathlib-book[book] @ git+https://github.com/someone/some-book" in first.source or not environment
+    assert "[book]" in first.source and first.source.startswith("# ")
+    assert ("Colab" in html) == ("Binder" in html) == bool(environment)
+
+    # pip is not called: the package is there, as a reader's second run finds it
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    NotebookClient(download, resources={"metadata": {"path": str(elsewhere)}}, kernel_name="python3").execute()
+    assert rest[-1].outputs[0].data["text/plain"] == "True"
+    assert not list(elsewhere.iterdir())
 
 
 def test_it_says_in_which_folder_to_run_it(tmp_path):
@@ -179,6 +210,26 @@ def test_a_second_run_leaves_no_diff_and_names_what_changed(book, capsys):
     assert execute_notebook(path) is None
     assert path.read_text(encoding="utf-8") == first
     assert "changed" not in capsys.readouterr().out
+
+
+def test_a_run_is_dated_anew_only_when_code_or_output_changed(book):
+    path = write_notebook(book, "print(6 * 7)")
+    old = {"executed": "2020-02-02", "seconds": 0.1, "versions": {"Python": "3.9.1"}}
+
+    def executed(change):
+        notebook = v4.reads(path.read_text(encoding="utf-8"))
+        notebook.metadata["mathlib"] |= old
+        change(notebook.cells[0])
+        path.write_text(v4.writes(notebook))
+        assert execute_notebook(path) is None
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"]["mathlib"]
+
+    assert execute_notebook(path) is None
+    assert executed(lambda cell: None) == old | {"code": executed(lambda cell: None)["code"]}
+    for change in (lambda cell: cell.update(source="print(42)"), lambda cell: cell.outputs[0].update(text="41\n")):
+        found = executed(change)
+        assert found["executed"] > "2025" and found["seconds"] != 0.1
+        assert found["versions"]["Python"] == platform.python_version()
 
 
 def test_a_cell_that_fails_is_named_and_the_file_left_as_it_was(book):

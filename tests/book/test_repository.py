@@ -3,9 +3,15 @@
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
+from nbformat import v4
+
+from mathlib.book.sphinx import DOWNLOADS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
@@ -31,6 +37,32 @@ def test_the_workflow_meets_the_schema(path):
 
 def test_the_workflow_publishes_and_tests():
     assert [path.name for path in WORKFLOWS] == ["publish.yml", "test.yml"]
+
+
+def test_colab_opens_the_branch_to_which_the_downloads_are_pushed():
+    publish = yaml.safe_load(ROOT.joinpath(".github/workflows/publish.yml").read_text(encoding="utf-8"))
+    script = publish["jobs"]["notebooks"]["steps"][-1]["run"]
+    assert f":refs/heads/{DOWNLOADS}" in script
+
+
+def test_binder_takes_a_python_that_is_supported():
+    assert (ROOT / "runtime.txt").read_text().strip() in ("python-3.11", "python-3.12", "python-3.13")
+
+
+def test_the_extra_brings_all_that_a_chapter_imports():
+    """A download installs mathlib-book[book] and nothing else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = project["dependencies"] + project["optional-dependencies"]["book"]
+    brought = {re.match(r"[\w-]+", requirement)[0] for requirement in brought} | {"mathlib-book"}
+    projects = packages_distributions()
+    missing = {}
+    for path in ROOT.glob("chapters/*.ipynb"):
+        cells = v4.reads(path.read_text(encoding="utf-8")).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE):
+            if name not in sys.stdlib_module_names and not brought & set(projects[name]):
+                missing.setdefault(path.stem, set()).add(name)
+    assert missing == {}
 
 
 def test_importing_mathlib_imports_nothing_of_the_book():

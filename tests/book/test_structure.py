@@ -111,7 +111,7 @@ def test_no_cell_failed(path):
 
 @each_notebook
 def test_it_is_stored_as_execute_stores_it(path):
-    """No widget state, no times, no versions: a second run on unchanged code leaves no diff."""
+    """No widget state, no cell's time: a second run on unchanged code leaves no diff."""
     stored = path.read_text(encoding="utf-8")
     notebook = v4.reads(stored)
     normalise(notebook)
