@@ -159,9 +159,11 @@ USED_WITH = {
 
 def load_lightly(app, pagename, templatename, context, doctree) -> None:
     """Leave out what the page has no use for, and let no script hold up the first paint."""
+    if not context.get("body"):
+        return  # the search page's own scripts call what they have just loaded
 
     def used(file) -> bool:
-        return all(mark in context.get("body", "") for name, mark in USED_WITH.items() if name in str(file.filename))
+        return all(mark in context["body"] for name, mark in USED_WITH.items() if name in str(file.filename))
 
     for kind in ("css_files", "script_files"):
         context[kind] = [file for file in context[kind] if used(file)]
