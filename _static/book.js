@@ -7,3 +7,4 @@ function makeScrollableReachable() {
 }
 window.addEventListener("resize", makeScrollableReachable);
 window.addEventListener("load", makeScrollableReachable);
+document.fonts.addEventListener("loadingdone", makeScrollableReachable);

@@ -182,8 +182,9 @@ class MultiHeadAttention(nn.Module):
     r"""Attention in several learned projections at once, their outputs joined by one more.
 
     .. math::
-        \mathrm{MultiHead}(Q, K, V) = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O, \qquad
-        \mathrm{head}_i = \mathrm{Attention}(Q W_i^Q, K W_i^K, V W_i^V)
+        \mathrm{MultiHead}(Q, K, V) = \mathrm{Concat}(\mathrm{head}_1, \ldots, \mathrm{head}_h)\, W^O
+
+    where :math:`\mathrm{head}_i = \mathrm{Attention}(Q W_i^Q, K W_i^K, V W_i^V)`.
 
     Each projection also adds a bias, unless told not to. Parameters have the names, shapes and initial
     distribution of `torch.nn.MultiheadAttention`, so that either loads the other's ``state_dict``. Calling

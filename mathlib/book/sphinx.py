@@ -141,9 +141,11 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     body = context.get("body")
     if not body:
         return
-    context["body"] = PARAMETERS.sub(
+    body = PARAMETERS.sub(
         lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
     )
+    # docutils' role for an entry is no longer one, and its list is a list of nothing without it
+    context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["description"] = description(doctree)
     context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
