@@ -75,7 +75,7 @@ def run(quick, most):
     rows = []
     for size in [64] if quick else [size for size in (1024, 2048, 4096, 8192, 32768) if size <= most]:
         names = [BASE, *OURS] + (["torch, by hand", *peers] if size <= 8192 else [])
-        rounds = 1 if quick else max(5, min(25, 32768 // size))
+        rounds = 1 if quick else max(2, min(25, 65536 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
     found = {(row["name"], row["size"]): row for row in rows}
     bars = []

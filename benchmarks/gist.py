@@ -54,7 +54,7 @@ def run(quick, most):
     for size in [64] if quick else [size for size in (256, 1024, 4096, 8192, 32768) if size <= most]:
         # B x B x D in memory: the peer needs gigabytes at 512
         names = [BASE, OURS] + [PEER] * (size <= 256 and available("sentence_transformers")[0])
-        rows += timed("gist", __file__, step, names, size, 1 if quick else max(5, min(25, 32768 // size)), BASE)
+        rows += timed("gist", __file__, step, names, size, 1 if quick else max(2, min(25, 65536 // size)), BASE)
     found = {(row["name"], row["size"]): row for row in rows}
     reason = (
         "two softmaxes, the rule's weights and the divergence are a dozen passes over the block, most of them bound by "

@@ -47,7 +47,7 @@ def problems_of_look(page, name, view):
     found = [f"{view}: not typeset: {text[:60]}" for text in page.evaluate(UNTYPESET)]
     found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.png", full_page=True)
+    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.jpg", type="jpeg", quality=70, full_page=True)
     rules = RULES[view]
     if rules is None:
         return found
@@ -152,10 +152,10 @@ def test_next_leads_through_the_book_and_previous_back(reader):
         page = visit.page
         for name in PAGES[1:]:
             page.locator("a.right-next").click()
-            page.wait_for_url(f"**/{name}.html")
+            page.wait_for_url(f"**/{name}.html", wait_until="domcontentloaded")
         for name in PAGES[-2::-1]:
             page.locator("a.left-prev").click()
-            page.wait_for_url(f"**/{name}.html")
+            page.wait_for_url(f"**/{name}.html", wait_until="domcontentloaded")
         assert visit.problems == []
 
     reader.read(PAGES[0], check)
