@@ -192,14 +192,15 @@ def description(doctree) -> str:
 
 
 def make_light(app, exception) -> None:
-    """Drop what no page loads, and make a font of the icons that the pages show."""
+    """Drop what no page loads, make a font of the icons that the pages show, and keep no other icons' rules."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
     for path in static.glob("scripts/fontawesome.js*"):
         path.unlink()
 
-    theme = (static / "styles" / "pydata-sphinx-theme.css").read_text(encoding="utf-8")
+    sheet = static / "styles" / "pydata-sphinx-theme.css"
+    theme = sheet.read_text(encoding="utf-8")
     pages = "".join(path.read_text(encoding="utf-8") for path in Path(app.outdir).rglob("*.html"))
     used = set(ICON_CLASS.findall(pages))
     letters = "".join(THEME_ICON.findall(theme))
@@ -211,21 +212,12 @@ def make_light(app, exception) -> None:
     for source in sorted(fonts.glob("*.ttf")):
         subset(source, letters, static / f"icons-{source.stem.split('-')[1]}.woff")
 
-
-def lighten_styles(app, exception) -> None:
-    """Drop the rules of icons that no page shows, and spare the trip for a sheet that another one asks for."""
-    if exception or app.builder.format != "html":
-        return
-    static = Path(app.outdir) / "_static"
-    used = {icon for path in Path(app.outdir).rglob("*.html") for icon in ICON_CLASS.findall(path.read_text("utf-8"))}
-    theme = static / "styles" / "pydata-sphinx-theme.css"
-    rules = theme.read_text(encoding="utf-8")
-
     def kept(rule) -> str:
         icons = set(ICON_CLASS.findall(rule[1]))
         return rule[0] if used & icons or not icons else ""
 
-    theme.write_text(ICON_RULE.sub(kept, rules), encoding="utf-8")
+    sheet.write_text(ICON_RULE.sub(kept, theme), encoding="utf-8")
+    # spare the trip for a sheet that another one asks for
     first = static / "styles" / "theme.css"
     basic = (static / "basic.css").read_text(encoding="utf-8").replace("url(", "url(../")
     first.write_text(first.read_text(encoding="utf-8").replace('@import "../basic.css";', basic), encoding="utf-8")
@@ -255,8 +247,6 @@ def setup(app) -> dict:
     app.connect("html-page-context", load_lightly, priority=900)
     app.connect("build-finished", complete_downloads)
     app.connect("build-finished", make_light)
-    # After make_light, which reads all the icons' rules.
-    app.connect("build-finished", lighten_styles, priority=900)
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)
     app.connect("source-read", warn_of_bad_cells)
