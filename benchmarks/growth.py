@@ -15,9 +15,7 @@ BY_HAND = {"D": "torch, by hand, by D", "N": "torch, by hand, by N"}
 
 
 def by_hand_with_pool(a, p, n):
-    normalize, cross_entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
-    candidates = normalize(torch.cat([p, n]))
-    return cross_entropy(normalize(a) @ candidates.T / 0.05, torch.arange(len(a), device=a.device))
+    return plain(a, torch.cat([p, n]))
 
 
 def step(name, size):

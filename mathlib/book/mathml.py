@@ -300,7 +300,7 @@ class Reader:
 
     def fenced(self, style: int) -> Atom:
         """What stands between \\left and \\right, which grow with it."""
-        fences, row = [self.delimiter()], ""
+        fences = [self.delimiter()]
         row = self.row((r"\right", ""), style)
         self.next(r"\right")
         fences.append(self.delimiter())

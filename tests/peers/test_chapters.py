@@ -12,7 +12,7 @@ pytest.importorskip("sentence_transformers", reason="sentence-transformers is no
 from datasets import Dataset
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.util import semantic_search
-from test_sentence_transformers import WORDS, snippet, static_model
+from test_sentence_transformers import random_texts, snippet, static_model, value_and_gradient
 
 # Chapter 02, "Use it"
 
@@ -22,10 +22,7 @@ from test_sentence_transformers import WORDS, snippet, static_model
 def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
     generator = torch.Generator().manual_seed(0)
-    texts = [
-        [" ".join(WORDS[i] for i in torch.randint(40, (4,), generator=generator)) for _ in range(8)]
-        for _ in range(2 + n)
-    ]
+    texts = [random_texts(8, 4, generator) for _ in range(2 + n)]
     texts[1][1] = texts[1][0]  # a false negative: anchors 0 and 1 have the same positive
     names = ["query", "document", "negative_1", "negative_2"]
     pairs = Dataset.from_dict(dict(zip(names, texts, strict=False)))
@@ -35,22 +32,16 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
     trainer, rule = names["trainer"], names["rule"]
     loss = names["WeightedInfoNCE"](model, rule)
 
-    def value_and_gradient(loss):
-        model.zero_grad()
-        value = loss([model.preprocess(column) for column in texts], None)
-        value.backward()
-        return value.item(), model[0].embedding.weight.grad.clone()
-
     # a rule that flags nothing gives the peer's loss
     never = partial(false_negative_weights, strategy="threshold", threshold=2.0)
-    plain, plain_gradient = value_and_gradient(names["WeightedInfoNCE"](model, never))
+    plain, plain_gradient = value_and_gradient(model, texts, names["WeightedInfoNCE"](model, never))
     peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
-    expected, expected_gradient = value_and_gradient(peer)
+    expected, expected_gradient = value_and_gradient(model, texts, peer)
     assert plain == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(plain_gradient, expected_gradient)
 
     # the snippet's own rule removes candidates: at least the copy, so the loss is smaller
-    before, _ = value_and_gradient(loss)
+    before, _ = value_and_gradient(model, texts, loss)
     assert before < plain
 
     # and what it removes is what cross-entropy over the rest gives
@@ -67,7 +58,7 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
 
     trainer.train()
     assert trainer.state.global_step >= 2
-    assert value_and_gradient(loss)[0] != before
+    assert value_and_gradient(model, texts, loss)[0] != before
 
 
 # Chapter 03, "Use it"
@@ -77,7 +68,7 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
 def test_the_chapters_mined_column_holds_hard_negatives_and_trains(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
     generator = torch.Generator().manual_seed(0)
-    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    texts = random_texts(60, 5, generator)
     documents, queries = texts[:40], texts[40:]
     answers = [[q, 39 - q] for q in range(20)]
     model = static_model()
@@ -112,7 +103,7 @@ def test_the_chapters_mined_column_holds_hard_negatives_and_trains(monkeypatch, 
 
 def test_the_chapters_search_finds_what_the_peers_does(capsys):
     generator = torch.Generator().manual_seed(0)
-    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    texts = random_texts(60, 5, generator)
     documents, queries = texts[:50], texts[50:]
     model = static_model()
     names = {"model": model, "documents": documents, "queries": queries}
@@ -142,10 +133,7 @@ def test_the_chapters_search_finds_what_the_peers_does(capsys):
 def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
     generator = torch.Generator().manual_seed(0)
-    texts = [
-        [" ".join(WORDS[i] for i in torch.randint(40, (4,), generator=generator)) for _ in range(8)]
-        for _ in range(2 + n)
-    ]
+    texts = [random_texts(8, 4, generator) for _ in range(2 + n)]
     names = ["query", "document", *[f"negative_{i + 1}" for i in range(n)]]
     pairs = Dataset.from_dict(dict(zip(names, texts, strict=True)))
     model, guide = static_model(0), static_model(1)
@@ -153,12 +141,6 @@ def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch
     scope = {"model": model, "guide": guide, "pairs": pairs}
     exec(snippet("06_gist"), scope)
     trainer = scope["trainer"]
-
-    def value_and_gradient(loss):
-        model.zero_grad()
-        value = loss([model.preprocess(column) for column in texts], None)
-        value.backward()
-        return value.item(), model[0].embedding.weight.grad.clone()
 
     # the function itself agrees with the peer in test_sentence_transformers.py
     embedded = [model(model.preprocess(column))["sentence_embedding"] for column in texts]
@@ -174,15 +156,15 @@ def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch
     model.zero_grad()
     expected.backward()
     expected_gradient = model[0].embedding.weight.grad.clone()
-    value, gradient = value_and_gradient(scope["GIST"](model, guide, margin=0.1))
+    value, gradient = value_and_gradient(model, texts, scope["GIST"](model, guide, margin=0.1))
     assert value == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(gradient, expected_gradient)
 
     loss = scope["GIST"](model, guide, margin=0.1)
-    before = value_and_gradient(loss)[0]
+    before = value_and_gradient(model, texts, loss)[0]
     trainer.train()
     assert trainer.state.global_step >= 2
-    assert value_and_gradient(loss)[0] < before
+    assert value_and_gradient(model, texts, loss)[0] < before
     torch.testing.assert_close(guide[0].embedding.weight.detach(), given, rtol=0, atol=0)
 
 
@@ -191,7 +173,7 @@ def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch
 
 def test_the_capstones_columns_are_hard_and_within_the_margin():
     generator = torch.Generator().manual_seed(0)
-    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    texts = random_texts(60, 5, generator)
     queries, documents = texts[:30], texts[30:]
     documents[:15] = queries[:15]  # so that some positives score high enough to leave room below them
     names = {}

@@ -48,6 +48,11 @@ def columns(*embeddings):
     return [{"student": x} for x in embeddings]
 
 
+def random_texts(count, length, generator):
+    """Texts of so many of the WORDS."""
+    return [" ".join(WORDS[i] for i in torch.randint(40, (length,), generator=generator)) for _ in range(count)]
+
+
 def static_model(seed=0):
     """Random vectors for 40 words; a text's embedding is the mean over its words."""
     torch.manual_seed(seed)
@@ -226,7 +231,7 @@ def test_kl_over_the_batch(normal):
 )
 def test_mining(ours, theirs):
     generator = torch.Generator().manual_seed(0)
-    texts = [" ".join(WORDS[i] for i in torch.randint(40, (5,), generator=generator)) for _ in range(60)]
+    texts = random_texts(60, 5, generator)
     documents, queries = texts[:40], texts[40:]
     # queries 0 and 20, 1 and 21, ... are the same text with two positives
     positives = [[q, 39 - q] for q in range(20)]
@@ -248,6 +253,14 @@ def test_mining(ours, theirs):
 # Chapter 01, "Use it"
 
 
+def value_and_gradient(model, texts, loss):
+    """Of a loss of the library's form, on columns of texts: its value, and the gradient to the model's one weight."""
+    model.zero_grad()
+    value = loss([model.preprocess(column) for column in texts], None)
+    value.backward()
+    return value.item(), model[0].embedding.weight.grad.clone()
+
+
 def snippet(chapter, word="SentenceTransformerTrainer"):
     """The one code block of a chapter's text that has the word."""
     cells = json.loads((CHAPTERS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -261,10 +274,7 @@ def snippet(chapter, word="SentenceTransformerTrainer"):
 def test_the_chapters_loss_trains_a_model_as_the_peers_does(n, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # the trainer's default is a folder beside you
     generator = torch.Generator().manual_seed(0)
-    texts = [
-        [" ".join(WORDS[i] for i in torch.randint(40, (4,), generator=generator)) for _ in range(8)]
-        for _ in range(2 + n)
-    ]
+    texts = [random_texts(8, 4, generator) for _ in range(2 + n)]
     names = ["query", "document", "negative_1", "negative_2"]
     pairs = Dataset.from_dict(dict(zip(names, texts, strict=False)))
     model = static_model()
@@ -273,17 +283,11 @@ def test_the_chapters_loss_trains_a_model_as_the_peers_does(n, monkeypatch, tmp_
     loss, trainer = names["InfoNCE"](model), names["trainer"]
     peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
 
-    def value_and_gradient(loss):
-        model.zero_grad()
-        value = loss([model.preprocess(column) for column in texts], None)
-        value.backward()
-        return value.item(), model[0].embedding.weight.grad.clone()
-
-    before, gradient = value_and_gradient(loss)
-    expected, expected_gradient = value_and_gradient(peer)
+    before, gradient = value_and_gradient(model, texts, loss)
+    expected, expected_gradient = value_and_gradient(model, texts, peer)
     assert before == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(gradient, expected_gradient)
 
     trainer.train()
     assert trainer.state.global_step >= 2
-    assert value_and_gradient(loss)[0] < before
+    assert value_and_gradient(model, texts, loss)[0] < before
