@@ -11,6 +11,8 @@ endif
 BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
+# Python compiles a module when it is first imported: most never are, and to compile them all takes a minute.
+INSTALL := -m pip install --no-compile
 
 .PHONY: book serve lab test test-browser peers bench coverage mutants notebooks clean
 
@@ -27,7 +29,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-browser: .venv/installed-browser book
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/browser --dist=worksteal
 
 peers: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/peers -n 0
@@ -54,19 +56,19 @@ endef
 $(INSTALLED): requirements.txt pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python $(INSTALL) -r requirements.txt
 	touch $@
 
 .venv/installed-browser: requirements-browser.txt requirements-lab.txt $(INSTALLED)
-	$(BIN)/python -m pip install -r requirements-browser.txt
+	$(BIN)/python $(INSTALL) -r requirements-browser.txt
 	touch $@
 
 .venv/installed-lab: requirements-lab.txt $(INSTALLED)
-	$(BIN)/python -m pip install -r requirements-lab.txt
+	$(BIN)/python $(INSTALL) -r requirements-lab.txt
 	touch $@
 
 .venv/installed-mutmut: requirements-mutmut.txt $(INSTALLED)
-	$(BIN)/python -m pip install -r requirements-mutmut.txt
+	$(BIN)/python $(INSTALL) -r requirements-mutmut.txt
 	touch $@
 
 # It stands on .venv, whose packages it sees. The list is complete: --no-deps keeps out what a peer would bring of its
@@ -75,5 +77,5 @@ PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 .venv-peers/installed: requirements-peers.txt $(INSTALLED)
 	$(BIN)/python -m venv .venv-peers
 	$(BIN)/python -c "$(PACKAGES)" | sed 's/.*/import site; site.addsitedir(r"&")/' > "$$($(PEERS)/python -c "$(PACKAGES)")/beside.pth"
-	$(PEERS)/python -m pip install --no-deps -r requirements-peers.txt
+	$(PEERS)/python $(INSTALL) --no-deps -r requirements-peers.txt
 	touch $@

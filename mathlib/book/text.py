@@ -45,8 +45,8 @@ class Vocabulary:
         """Each text's first `longest` different words that the vocabulary knows."""
         ids, weights = [], []
         for text in texts:
-            counts = Counter(word for word in words(text) if word in self.index)
-            kept = list(counts.items())[:longest]
+            counts = Counter(words(text))
+            kept = [(word, count) for word, count in counts.items() if word in self.index][:longest]
             rest = longest - len(kept)
             ids.append([self.index[word] for word, _ in kept] + [0] * rest)
             weights.append([(1 + math.log(count)) * self.rarity[word] for word, count in kept] + [0.0] * rest)

@@ -69,15 +69,20 @@ def test_a_chapter_runs_and_its_slider_asks_the_kernel(reader, lab, chapter):
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-    for _ in range(60):
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(1000)
-        cells = code_cells(chapter)
-        if all(cell.execution_count for cell in cells):
-            break
     known = code_cells(ROOT / "chapters" / f"{CHAPTER}.ipynb")
-    assert [cell.execution_count for cell in cells] == [cell.execution_count for cell in known]
+    last, error = (
+        page.locator(".jp-InputPrompt", has_text=f"[{len(known)}]:"),
+        page.locator(".jp-RenderedText[data-mime-type$=error]"),
+    )
+    last.or_(error).first.wait_for()
+    page.keyboard.press("Control+s")
+    for _ in range(60):
+        cells = code_cells(chapter)
+        if any(cell.execution_count for cell in cells):
+            break
+        page.wait_for_timeout(500)
     assert [output for cell in cells for output in cell.outputs if output.output_type == "error"] == []
+    assert [cell.execution_count for cell in cells] == [cell.execution_count for cell in known]
     assert [len(cell.outputs) for cell in cells] == [len(cell.outputs) for cell in known]
 
     page.locator(".jp-WindowedPanel-outer").first.evaluate("panel => panel.scrollTo(0, 0)")
