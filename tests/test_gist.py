@@ -3,7 +3,7 @@ import runpy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -175,6 +175,7 @@ def test_reductions(normal, reduction):
 
 
 @each_layout
+@settings(max_examples=10)  # for each layout
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 6))
 def test_the_block_size_changes_nothing(normal, layout, seed, size):
     student, options = batch(normal, layout, seed)
@@ -202,6 +203,7 @@ def test_lengths_do_not_matter(normal, seed, scale):
 
 
 @each_layout
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_the_divergence_is_never_negative_and_zero_for_a_student_like_its_guide(normal, layout, seed):
     student, options = batch(normal, layout, seed, guide_width=3)
