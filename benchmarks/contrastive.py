@@ -3,12 +3,13 @@
 from functools import partial
 
 import torch
-from measure import available, backward, bar, main, normal, timed
+from measure import DEVICE, QUICK, available, backward, bar, main, normal, timed
 
 from mathlib import false_negative_weights, info_nce
 
-D = 384
+D = 768 if DEVICE == "cuda" else 384
 BASE = "three raw products"
+SIZES = (256, 1024, 2048, 4096, 8192, 32768, 131072)
 OURS = {
     "mathlib": {},
     "mathlib, symmetric": {"symmetric": True},
@@ -55,14 +56,17 @@ def step(name, size):
     if name == BASE:
 
         def products():
-            scores = a @ p.T
-            return scores @ p, scores.T @ a
+            for rows in a.split(32768):  # a larger matrix of scores would not fit
+                scores = rows @ p.T
+                scores @ p, scores.T @ rows
 
         return products
     if name in OURS:
         return backward(partial(info_nce, **OURS[name]), a, p)
     if name == "torch, by hand":
         return backward(plain, a, p)
+    if name == "torch.compile, by hand":
+        return backward(torch.compile(plain, dynamic=False), a, p)
     if name == "info-nce-pytorch":
         from info_nce import info_nce as peer
 
@@ -70,14 +74,30 @@ def step(name, size):
     return backward(ranking_loss() if "MNRL" in name else supervised_contrastive(), a, p)
 
 
+def cuda_bars(found, most):
+    """Of the products' rate, and of the device's memory."""
+    reason = "the softmax is no part of a product's kernel: its passes over a block go through the device's memory"
+    limits = [(32768, "time", "ratio", 1 / 0.7, "x three products"), (131072, "extra memory", "mb", 20_000, "MB")]
+    return [
+        bar(f"mathlib, B = {size}: {what}", limit, found["mathlib", size][key], unit, reason)
+        for size, what, key, limit, unit in limits
+        if size <= most
+    ]
+
+
 def run(quick, most):
     peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
     rows = []
-    for size in [64] if quick else [size for size in (1024, 2048, 4096, 8192, 32768) if size <= most]:
-        names = [BASE, *OURS] + (["torch, by hand", *peers] if size <= 8192 else [])
+    for size in [64] if quick else [size for size in SIZES if size <= most]:
+        by_hand = ["torch, by hand"] + ["torch.compile, by hand"] * (not QUICK)  # to compile takes half a minute
+        names = [BASE, *OURS] + ([*by_hand, *peers] if size <= 8192 else [])
+        if size > 32768:
+            names = names[:2]
         rounds = 1 if quick else max(2, min(25, 65536 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
     found = {(row["name"], row["size"]): row for row in rows}
+    if DEVICE == "cuda":
+        return rows, cuda_bars(found, most)
     bars = []
     small = (
         "the softmax and two maxima, about 2 ns a score, stand beside 23 ns for its products; the passes over the "

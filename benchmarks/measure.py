@@ -25,7 +25,11 @@ from typing import Any
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FLAGS = ("--bfloat16", "--tf32")
+DTYPE = torch.bfloat16 if "--bfloat16" in sys.argv else torch.float32
+TF32 = "--tf32" in sys.argv
 QUICK = "--quick" in sys.argv
+MOST = 131072 if DEVICE == "cuda" else 8192
 # where others use the machine too, wall time on two cores says nothing: the time of the processor, on one
 CPU_TIME = "--cpu-time" in sys.argv
 THREADS = 1 if CPU_TIME else 2
@@ -39,14 +43,14 @@ PACKAGES = (
     "liger-kernel",
 )
 torch.set_num_threads(THREADS)
-torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = TF32
 
 Step = Callable[[], object]
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
-    """Standard normal numbers, float32."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, DTYPE)
 
 
 def backward(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Step:
@@ -104,7 +108,8 @@ def peak() -> float:
 
 def extra_memory(script: str, name: str, size: int) -> float:
     """The MB that one step needs beyond its inputs, in a process of its own."""
-    command = [sys.executable, script, "--memory", name, str(size)]
+    flags = [flag for flag in sys.argv if flag in FLAGS]
+    command = [sys.executable, script, *flags, "--memory", name, str(size)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -154,7 +159,9 @@ def timed(
     times = times_of({name: step(name, size) for name in names}, rounds)
     rows = []
     for name in names:
-        used = None if QUICK else extra_memory(script, name, size)  # a fresh process takes seconds
+        # a fresh process takes seconds; one that compiles needs most of its memory for that
+        unknown = QUICK or (DEVICE == "cpu" and name.startswith("torch.compile"))
+        used = None if unknown else extra_memory(script, name, size)
         rows.append(row(question, name, size, times[name], times[base], used))
     return rows
 
@@ -178,7 +185,7 @@ def environment() -> dict[str, Any]:
         "threads": THREADS,
         "clock": "time of the processor" if CPU_TIME and DEVICE == "cpu" else "wall time",
         "cores": os.cpu_count(),
-        "dtype": "float32, TF32 off",
+        "dtype": f"{str(DTYPE).removeprefix('torch.')}, TF32 {'on' if TF32 else 'off'}",
         "versions": versions,
     }
 
@@ -193,7 +200,7 @@ def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int
         work()
         print(peak() - before)
     else:
-        rows, bars = run(QUICK, int(sys.argv[sys.argv.index("--most") + 1]) if "--most" in sys.argv else 8192)
+        rows, bars = run(QUICK, int(sys.argv[sys.argv.index("--most") + 1]) if "--most" in sys.argv else MOST)
         for each in bars:
             print(f"  {each['bar']}: {each['measured']} of {each['limit']} {each['unit']}, met: {each['met']}")
         if "--json" in sys.argv:

@@ -25,8 +25,8 @@ def step(name, size):
 
         faiss.omp_set_num_threads(torch.get_num_threads())
         index = faiss.IndexFlatIP(D)
-        index.add(documents.cpu().numpy())
-        return lambda: index.search(queries.cpu().numpy(), 10)
+        index.add(documents.float().cpu().numpy())
+        return lambda: index.search(queries.float().cpu().numpy(), 10)
     from sentence_transformers.util import dot_score, semantic_search
 
     return lambda: semantic_search(queries, documents, top_k=10, score_function=dot_score)

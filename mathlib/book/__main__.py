@@ -84,8 +84,10 @@ def build(root: Path, output: Path) -> list[str]:
 def whole_book_state(root: Path) -> str:
     """A digest of what every page depends on."""
     digest = hashlib.sha256()
-    extension = Path(__file__).with_name("sphinx.py")
-    for path in [root / "_config.yml", root / "_toc.yml", root / "requirements.txt", extension]:
+    paths = [root / name for name in ("_config.yml", "_toc.yml", "requirements.txt")]
+    for folder in (root / "_static", root / "_templates", Path(__file__).parent):
+        paths += sorted(path for path in folder.glob("*") if path.is_file())
+    for path in paths:
         digest.update(path.read_bytes() if path.exists() else b"")
     for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_REF_NAME"):
         digest.update(f"{name}={os.environ.get(name)}\n".encode())

@@ -127,6 +127,7 @@ def warn_of_bad_cells(app, docname, source) -> None:
                 logger.warning("%s stores an error: %s: %s", where, output["ename"], output["evalue"])
 
 
+BOXES = re.compile(r'document\.querySelectorAll\(\["pre",[^\]]*\]\.join\(", "\)\)')
 ICON_CLASS = re.compile(r"\bfa-[a-z-]+")
 ICON_RULE = re.compile(r"([^{}]*):before\{content:\"([^\"]*)\"\}")
 THEME_ICON = re.compile(r"--pst-icon-[\w-]+:\"([^\"]*)\"")
@@ -198,6 +199,13 @@ def make_light(app, exception) -> None:
     static = Path(app.outdir) / "_static"
     for path in static.glob("scripts/fontawesome.js*"):
         path.unlink()
+
+    # it asks for the size of every box as soon as there is a page; book.js asks when a box comes near the screen
+    script = static / "scripts" / "pydata-sphinx-theme.js"
+    source, boxes = BOXES.subn("[]", script.read_text(encoding="utf-8"))
+    if boxes != 1:
+        raise ValueError(f"{script.name} must measure the boxes that scroll in one place, was {boxes}")
+    script.write_text(source, encoding="utf-8")
 
     sheet = static / "styles" / "pydata-sphinx-theme.css"
     theme = sheet.read_text(encoding="utf-8")

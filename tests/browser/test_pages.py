@@ -24,6 +24,8 @@ RULES = {
 # text when axe comes.
 COLOURED_CODE = {"chapters/00_cosine_similarity", "chapters/api"}
 FLATTEN = 'document.querySelectorAll(".highlight pre").forEach(pre => pre.textContent = pre.textContent)'
+# Half faded, a colour is neither scheme's; and what is far from the screen is to be looked at too.
+STILL = "* { transition: none !important } .cell, section { content-visibility: visible !important }"
 # What sticks out and cannot be scrolled to within its own box.
 OVERFLOW = """() => {
     const root = document.scrollingElement, found = [];
@@ -111,6 +113,17 @@ def copy_code(page):
         assert copied.strip() == block.locator("pre").inner_text().strip()
 
 
+def scroll_through(page):
+    """A reader's way down the page: some things are made ready when they come near the screen."""
+    page.evaluate("""async () => {
+        for (let y = 0; y < document.scrollingElement.scrollHeight; y += 2 * innerHeight) {
+            scrollTo({top: y, behavior: "instant"});
+            await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        }
+        scrollTo({top: 0, behavior: "instant"});
+    }""")
+
+
 def show(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
@@ -121,10 +134,11 @@ def show(page, scheme):
 def test_page(reader, name, width):
     def check(visit):
         page, found = visit.page, []
-        page.add_style_tag(content="* { transition: none !important }")  # half faded, a colour is neither scheme's
+        page.add_style_tag(content=STILL)
         for scheme in ("light", "dark"):
             show(page, scheme)
             found += problems_of_look(page, name, f"{width}-{scheme}")
+        scroll_through(page)
         move_sliders(page, width)
         fold_solutions(page)
         if width == 1280:
@@ -226,6 +240,23 @@ def test_links_resolve_raw_ones_and_anchors_included(reader):
         return found
 
     assert reader.read(PAGES[0], check) == []
+
+
+def test_a_link_from_elsewhere_ends_at_its_claim(reader):
+    """Though what lies before it has not been laid out."""
+    claims = re.findall(r'id="(claim-[^"]+)"', (HTML / "chapters" / "04_dual_encoder.html").read_text(encoding="utf-8"))
+
+    def check(visit):
+        for claim in claims:
+            visit.page.goto("about:blank")
+            visit.page.goto(f"{visit.host}/chapters/04_dual_encoder.html#{claim}")
+            visit.page.wait_for_function(
+                "id => { const top = document.getElementById(id).getBoundingClientRect().top; return 0 <= top && top < 300; }",
+                arg=claim,
+            )
+
+    assert claims
+    reader.read(PAGES[0], check)
 
 
 def test_printed_page_shows_solutions_and_hides_controls(reader):

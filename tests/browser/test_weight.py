@@ -19,7 +19,7 @@ def test_a_first_view_is_light(reader, name):
         heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:6]
         assert 0 < sum(sizes.values()) <= VIEW, heaviest
         fonts = [url for url in sizes if re.search("math[^/]*$", url, re.IGNORECASE)]
-        assert fonts == [f"{visit.host}/_static/math.woff"] * bool(visit.page.locator(".math").count())
+        assert fonts in ([], [f"{visit.host}/_static/math.woff"])  # none while the first equation is far below
 
     reader.contexts.pop(1280, None)  # a new context has nothing cached
     reader.read(name, check)
