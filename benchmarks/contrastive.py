@@ -96,7 +96,7 @@ def run(quick, most):
         rounds = 1 if quick else max(2, min(25, 65536 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
     found = {(row["name"], row["size"]): row for row in rows}
-    if DEVICE == "cuda":
+    if DEVICE == "cuda" and not quick:
         return rows, cuda_bars(found, most)
     bars = []
     small = (
