@@ -51,7 +51,8 @@ def problems_of_look(page, name, view):
     found = [f"{view}: not typeset: {text[:60]}" for text in page.evaluate(UNTYPESET)]
     found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.jpg", type="jpeg", quality=70, full_page=True)
+    whole = view.endswith("light")  # of a long page it takes seconds; the dark one has the same layout
+    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.jpg", type="jpeg", quality=70, full_page=whole)
     return found
 
 
