@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from measure import DEVICE, QUICK, available, backward, bar, main, normal, timed
+from measure import DEVICE, available, backward, bar, main, normal, timed
 
 from mathlib import false_negative_weights, info_nce
 
@@ -89,7 +89,7 @@ def run(quick, most):
     peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
     rows = []
     for size in [64] if quick else [size for size in SIZES if size <= most]:
-        by_hand = ["torch, by hand"] + ["torch.compile, by hand"] * (not QUICK)  # to compile takes half a minute
+        by_hand = ["torch, by hand"] + ["torch.compile, by hand"] * (not quick)  # to compile takes half a minute
         names = [BASE, *OURS] + ([*by_hand, *peers] if size <= 8192 else [])
         if size > 32768:
             names = names[:2]

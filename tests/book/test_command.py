@@ -88,9 +88,9 @@ def test_a_download_says_what_to_install_and_runs_elsewhere(book, tmp_path_facto
     notebook = v4.new_notebook(cells=[text, *cells])
     normalise(notebook)
     book.joinpath("chapters/page.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
-    for _ in range(1 + bool(environment)):  # a second build leaves the page as it is, but for what was changed
-        style = book / "_static" / "book.css"
-        style.write_text(style.read_text() + "/* mine */")
+    style = book / "_static" / "book.css"
+    for change in ["", "", "/* mine */"] if environment else [""]:  # a second build leaves the page as it is
+        style.write_text(style.read_text() + change)
         result = run(book, "build", **environment)
         assert result.returncode == 0, result.stderr
         assert (book / "_build/html/_static/book.css").read_text() == style.read_text()

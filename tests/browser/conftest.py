@@ -118,6 +118,18 @@ class Visit:
         self.bytes[response.url] = int(response.headers.get("content-length", 0))
 
 
+def scroll_through(page):
+    """A reader's way down the page: some things are made ready when they come near the screen."""
+    page.evaluate("""async () => {
+        for (let y = 0; y < document.scrollingElement.scrollHeight; y += innerHeight) {
+            scrollTo({top: y, behavior: "instant"});
+            await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        }
+        scrollTo({top: 0, behavior: "instant"});
+        await document.fonts.ready;
+    }""")
+
+
 class Reader:
     """Opens pages in one shared browser; starts another one when that has crashed."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from browser.conftest import HTML, PAGES, SHOTS
+from browser.conftest import HTML, PAGES, SHOTS, scroll_through
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe: make test-browser")
 
@@ -22,7 +22,7 @@ RULES = {
 }
 # The colours of code are the same on every page, and their elements are most of a chapter's: elsewhere it is one
 # text when axe comes.
-COLOURED_CODE = {"chapters/00_cosine_similarity", "chapters/api"}
+COLOURED_CODE = {"chapters/01_infonce", "chapters/api"}
 FLATTEN = 'document.querySelectorAll(".highlight pre").forEach(pre => pre.textContent = pre.textContent)'
 # Half faded, a colour is neither scheme's; and what is far from the screen is to be looked at too.
 STILL = "* { transition: none !important } .cell, section { content-visibility: visible !important }"
@@ -105,24 +105,12 @@ def fold_solutions(page):
 def copy_code(page):
     """Each block of code has its button, and a block's button copies that block."""
     blocks = page.locator(".cell_input div.highlight").all()
-    assert all(block.locator("button.copybtn").count() == 1 for block in blocks)
-    block = next((block for block in blocks if block.is_visible()), None)
-    if block is not None:
-        block.hover()
-        block.locator("button.copybtn").click()
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.strip() == block.locator("pre").inner_text().strip()
-
-
-def scroll_through(page):
-    """A reader's way down the page: some things are made ready when they come near the screen."""
-    page.evaluate("""async () => {
-        for (let y = 0; y < document.scrollingElement.scrollHeight; y += 2 * innerHeight) {
-            scrollTo({top: y, behavior: "instant"});
-            await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
-        }
-        scrollTo({top: 0, behavior: "instant"});
-    }""")
+    assert blocks and all(block.locator("button.copybtn").count() == 1 for block in blocks)
+    block = next(block for block in blocks if block.is_visible())
+    block.hover()
+    block.locator("button.copybtn").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == block.locator("pre").inner_text().strip()
 
 
 def show(page, scheme):
@@ -142,7 +130,7 @@ def test_page(reader, name, width):
         scroll_through(page)
         move_sliders(page, width)
         fold_solutions(page)
-        if width == 1280:
+        if width == 1280 and re.search(r"/\d\d_", name):
             copy_code(page)
         if name not in COLOURED_CODE:
             page.evaluate(FLATTEN)
@@ -180,10 +168,10 @@ def test_next_leads_through_the_book_and_previous_back(reader):
     def check(visit):
         page = visit.page
         for before, name in itertools.pairwise(PAGES):
-            page.locator("a.right-next").click()
+            page.locator("a.right-next").press("Enter")  # a pointer may miss what the layout still moves
             page.wait_for_url(f"**/{name}.html", wait_until="domcontentloaded")
             assert page.locator("a.left-prev").evaluate("a => a.href") == f"{visit.host}/{before}.html"
-        page.locator("a.left-prev").click()
+        page.locator("a.left-prev").press("Enter")
         page.wait_for_url(f"**/{before}.html", wait_until="domcontentloaded")
         assert visit.problems == []
 
