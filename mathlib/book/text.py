@@ -19,7 +19,7 @@ from mathlib.book.data import words
 
 
 class Bags(NamedTuple):
-    """Texts as bags of words: word numbers and their weights, both [texts, longest], 0 where none."""
+    """Texts as bags of words: word numbers and their weights, both [texts, words of the longest], 0 where none."""
 
     ids: Tensor
     weights: Tensor
@@ -43,11 +43,14 @@ class Vocabulary:
 
     def bags(self, texts: Sequence[str], *, longest: int = 128) -> Bags:
         """Each text's first `longest` different words that the vocabulary knows."""
-        ids, weights = [], []
+        known = []
         for text in texts:
             counts = Counter(words(text))
-            kept = [(word, count) for word, count in counts.items() if word in self.index][:longest]
-            rest = longest - len(kept)
+            known.append([(word, count) for word, count in counts.items() if word in self.index][:longest])
+        width = max([1, *map(len, known)])
+        ids, weights = [], []
+        for kept in known:
+            rest = width - len(kept)
             ids.append([self.index[word] for word, _ in kept] + [0] * rest)
             weights.append([(1 + math.log(count)) * self.rarity[word] for word, count in kept] + [0.0] * rest)
         return Bags(torch.tensor(ids), torch.tensor(weights, dtype=torch.float64))

@@ -46,7 +46,7 @@ def train(
     Row i of queries belongs to row i of documents. The order of the batches is drawn from the seed.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     orders = [torch.randperm(len(queries.ids), generator=generator) for _ in range(epochs)]
     for batch in watched([batch for order in orders for batch in order.split(batch_size)]):
         optimiser.zero_grad()

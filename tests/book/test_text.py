@@ -46,6 +46,12 @@ def test_a_text_without_known_words_is_the_zero_vector():
     assert TextEncoder(vocabulary)(vocabulary.bags(["unknown"])).eq(0).all()
 
 
+def test_a_text_is_the_same_beside_longer_and_shorter_ones():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    encoder, texts = TextEncoder(vocabulary), ["sort", "plot an array", "unknown"]
+    assert encoder(vocabulary.bags(texts)).equal(torch.cat([encoder(vocabulary.bags([text])) for text in texts]))
+
+
 def test_the_seed_decides_the_start_and_the_order():
     vocabulary = Vocabulary(TEXTS, least=1)
 

@@ -20,10 +20,12 @@ RULES = {
     "1280-light": {},
     "390-light": {"rules": {"color-contrast": {"enabled": False}}},
 }
-# The colours of code are the same on every page, and their elements are most of a chapter's: elsewhere it is one
-# text when axe comes.
-COLOURED_CODE = {"chapters/01_infonce", "chapters/api"}
-FLATTEN = 'document.querySelectorAll(".highlight pre").forEach(pre => pre.textContent = pre.textContent)'
+# Most of a chapter's elements are its code's, in a dozen colours: axe, which takes its time for each, sees one of each.
+ONE_OF_EACH_COLOUR = """() => {
+    const seen = new Set(), pieces = [...document.querySelectorAll(".highlight pre span[class]")];
+    const first = piece => piece.checkVisibility() && !seen.has(piece.className) && seen.add(piece.className);
+    pieces.filter(piece => !first(piece)).forEach(piece => piece.replaceWith(piece.textContent));
+}"""
 # Half faded, a colour is neither scheme's; and what is far from the screen is to be looked at too.
 STILL = "* { transition: none !important } .cell, section { content-visibility: visible !important }"
 # What sticks out and cannot be scrolled to within its own box.
@@ -132,8 +134,7 @@ def test_page(reader, name, width):
         fold_solutions(page)
         if width == 1280 and re.search(r"/\d\d_", name):
             copy_code(page)
-        if name not in COLOURED_CODE:
-            page.evaluate(FLATTEN)
+        page.evaluate(ONE_OF_EACH_COLOUR)
         for view in RULES:
             if view.startswith(str(width)):
                 show(page, view.partition("-")[2])
@@ -178,6 +179,13 @@ def test_next_leads_through_the_book_and_previous_back(reader):
     reader.read(PAGES[0], check)
 
 
+TEXTS = """async names => Object.fromEntries(await Promise.all(names.map(async name => {
+    const answer = await fetch(`/${name}.html`);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    return [name, [...page.querySelectorAll("article :is(p, h1, h2)")].map(text => text.textContent).join(" ")];
+})))"""
+
+
 def rare_word(name, texts):
     """A word of a page that no other page has."""
     words = {other: set(re.findall(r"\b[a-z]{5,}\b", text.lower())) for other, text in texts.items()}
@@ -189,12 +197,7 @@ def test_search_finds_a_word_of_each_chapter(reader):
     chapters = [name for name in PAGES if re.search(r"/\d\d_", name)]
 
     def check(visit):
-        page, texts = visit.page, {}
-        for name in PAGES:
-            page.goto(f"{visit.host}/{name}.html", wait_until="commit")
-            page.wait_for_selector("article p", state="attached")
-            page.wait_for_load_state("domcontentloaded")
-            texts[name] = " ".join(page.locator("article p, article h1, article h2").all_text_contents())
+        page, texts = visit.page, visit.page.evaluate(TEXTS, PAGES)
         for name in chapters:
             page.goto(f"{visit.host}/{PAGES[0]}.html", wait_until="load")
             page.keyboard.press("Control+k")
