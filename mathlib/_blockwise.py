@@ -88,6 +88,8 @@ class Task(NamedTuple):
     both: bool = False
     """Half of the loss is that of the positives, each among all anchors."""
     block_size: int | None = None
+    least_rows: int = 512
+    """So many rows at once where there are many candidates: the fewer, the more blocks of them are alive."""
 
 
 class Embeddings(NamedTuple):
@@ -104,8 +106,7 @@ def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
     if size is None:
         columns = max(1, width(task, embeddings))
         if embeddings.anchor.device.type == "cpu":
-            # a block of scores shall stay in the cache from its product to the next, yet make a product worth its call
-            size = min(512, max(256, 2**21 // columns))
+            size = min(512, max(task.least_rows, 2**20 // columns))
         else:
             size = max(512, 2**28 // columns)  # fill the device
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]

@@ -160,8 +160,8 @@ def info_nce(
             without gradient; where the block of scores holds the positive itself, it reads -inf.
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once; None takes 512 on a CPU, 256 where there are
-            8192 candidates or more, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
+        block_size: rows whose scores are alive at once; None takes 512 on a CPU, down to 384 with a
+            rule and many candidates, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
             stay the same.
         gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
             scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
@@ -255,6 +255,7 @@ def info_nce(
         divided=not rules,
         both=at_once,
         block_size=block_size,
+        least_rows=384 if rules else 512,
     )
     loss = blockwise(task, reduction, anchor, positives, negatives, temperature)
     if symmetric and not at_once:

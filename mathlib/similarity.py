@@ -39,7 +39,8 @@ def direction(x: Tensor) -> tuple[Tensor, Tensor]:
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
     x = wide(x)
     # squares overflow long before lengths do; the direction, and its gradient, do not depend on a scale
-    scale = x.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
+    value = x.detach()
+    scale = torch.maximum(value.amax(dim=-1, keepdim=True), -value.amin(dim=-1, keepdim=True)).clamp_min(eps)
     x = x / scale
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     short = length * scale < eps

@@ -335,11 +335,15 @@ def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest, symmetric
         assert seen.numel == most
 
 
-@pytest.mark.parametrize(("pool", "rows"), [(0, 512), (4096 - 600, 512), (6000, 2**21 // 6600), (10_000, 256)])
-def test_the_more_candidates_the_fewer_rows_are_taken_at_once_on_a_cpu(largest, pool, rows):
+@pytest.mark.parametrize(
+    ("rule", "pool", "rows"),
+    [(None, 0, 512), (None, 9000, 512), (half_if_harder, 0, 512), (half_if_harder, 1600, 2**20 // 2200)]
+    + [(half_if_harder, 9000, 384)],
+)
+def test_on_a_cpu_a_rule_takes_fewer_rows_at_once_the_more_candidates_there_are(largest, rule, pool, rows):
     anchor, positive = torch.ones(2, 600, 1)
     with largest() as seen:
-        info_nce(anchor, positive, torch.ones(pool, 1))
+        info_nce(anchor, positive, torch.ones(pool, 1), weigh=rule)
     assert seen.numel == rows * (600 + pool)
 
 

@@ -108,6 +108,14 @@ def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest):
         assert seen.numel == most
 
 
+@pytest.mark.parametrize(("pool", "rows"), [(0, 512), (3000, 2**20 // 3600), (9000, 160)])
+def test_the_more_candidates_the_fewer_rows_are_taken_at_once_on_a_cpu(largest, pool, rows):
+    pair, further = torch.ones(2, 600, 1), torch.ones(pool, 1)
+    with largest() as seen:
+        gist_embed_loss(*pair, further, guide_anchor=pair[0], guide_positive=pair[1], guide_negatives=further)
+    assert seen.numel == rows * (600 + pool)
+
+
 # By a loop
 
 
