@@ -1,7 +1,7 @@
-// What is wider or higher than its box scrolls; whoever has no pointer must be able to as well. Sizes are asked for when a
-// box comes near the screen: before, to know them would be to lay out the whole page. (The theme's script would.)
+// What is wider or higher than its box scrolls; whoever has no pointer must be able to as well. Sizes are asked for when
+// a box comes near the screen: before, to know them would be to lay out the whole page. (The theme's script would.)
 const SCROLLABLE =
-  ".math, pre, .cell_output > .output, .jp-RenderedHTMLCommon, .pst-scrollable-table-container";
+  ".math, pre, .cell_output > .output, .jp-RenderedHTMLCommon, .claim table, .pst-scrollable-table-container";
 const measured = new IntersectionObserver(
   (entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
