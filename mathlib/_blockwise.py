@@ -54,8 +54,6 @@ def softmax_(
     With weights, exp(z_i) counts w_i times, except at the own places, where a rule may have answered anything. Logits
     of weight 0 must be removed: far above the others, they would leave them no digits.
     """
-    if logits.shape[1] == 0:
-        return Softmax(logits, logits.new_full((len(logits),), -torch.inf))
     highest = logits.amax(dim=1)
     dead = highest < -removal(logits.dtype) / 2
     logits[:, 0].masked_fill_(dead, 0.0)  # the shares of a row need a sum
@@ -101,14 +99,18 @@ class Embeddings(NamedTuple):
 
 
 def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
-    """(first, last) of the blocks of rows."""
+    """(first, last) of the blocks of rows, as many as needed and about as long as one another.
+
+    A last block of one row would be multiplied by another kernel, in which equal candidates do not tie.
+    """
     size = task.block_size
     if size is None:
-        columns = max(1, width(task, embeddings))
+        columns = width(task, embeddings)
         if embeddings.anchor.device.type == "cpu":
             size = min(512, max(task.least_rows, 2**20 // columns))
         else:
             size = max(512, 2**28 // columns)  # fill the device
+    size = -(-task.rows // -(-task.rows // size))
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
 
 
@@ -312,10 +314,13 @@ class Blockwise(torch.autograd.Function):
         if upstream is None:
             return (None,) * 7
         saved: Any = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        # views, since the caller may have made one of these of another: that way is theirs to go, not ours
+        saved = [None if x is None else x.view_as(x) for x in saved]
         inputs, learned, gradients = saved[:3], saved[3], saved[4:]
         temperature = ctx.temperature if learned is None else learned
-        needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+        # somebody wants to differentiate the gradient; torch.func.vjp says so too, with nothing to differentiate it by
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in saved[:4]):
             losses: Any = ctx.task.plain(*inputs, temperature)
             if ctx.factor is not None:
                 losses = losses.sum() * ctx.factor

@@ -43,6 +43,12 @@ def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> 
         raise ValueError(f"{name} must have {size} {meaning} along axis {axis}, was {list(value.shape)}")
 
 
+def check_some(name: str, value: Tensor, axis: int, meaning: str) -> None:
+    """Raise unless value has an entry along the axis."""
+    if value.shape[axis] == 0:
+        raise ValueError(f"{name} must have at least one {meaning}, was {list(value.shape)}")
+
+
 def check_number(
     name: str,
     value: object,

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mathlib._checks import check_alike, check_count, check_flag, check_number, check_size, check_tensor
+from mathlib._checks import check_alike, check_count, check_flag, check_number, check_size, check_some, check_tensor
 from mathlib.similarity import wide
 
 MASKS = ("a bool", "a floating-point")
@@ -87,8 +87,7 @@ def attention(
         if x.ndim < 2:
             raise ValueError(f"{name} must have shape [..., {shape}], was {list(x.shape)}")
         check_alike(name, x, "query", query)
-    if query.shape[-1] == 0:
-        raise ValueError(f"query must have at least one feature, was {list(query.shape)}")
+    check_some("query", query, -1, "feature")
     check_size("key", key, -1, query.shape[-1], "features")
     check_size("value", value, -2, key.shape[-2], "rows")
     try:

@@ -35,6 +35,7 @@ from mathlib._checks import (
     check_flag,
     check_number,
     check_size,
+    check_some,
     check_tensor,
 )
 from mathlib.distributed import check_same_on_ranks, gathered, untraced, world_size
@@ -100,7 +101,7 @@ def contrastive_loss(
             )
     check_temperature(temperature, positive_scores)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    check_rows("positive_scores", positive_scores)
+    check_some("positive_scores", positive_scores, 0, "row")
     return reduced(row_losses(wide(positive_scores), wide(negative_scores), weights, temperature), reduction)
 
 
@@ -153,16 +154,20 @@ def info_nce(
         anchor: a, any scale (embeddings are scaled to unit length).
         positive: p, row b belongs to anchor b.
         negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
-        temperature: tau > 0, a number or a 0-d tensor that may require grad.
+        temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked.
         in_batch: whether the rest of the batch counts as negatives.
         weigh: a rule, or several whose weights multiply. A rule is a function
-            (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0, called
-            without gradient; where the block of scores holds the positive itself, it reads -inf.
+            (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0 (not checked), called
+            without gradient; where the block of scores holds the positive itself, it reads -inf. A rule must not
+            change its arguments. With reduction "none", and where a gradient is differentiated, it is asked again
+            in the backward pass: a random rule wants "mean" or "sum".
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once; None takes 512 on a CPU, down to 384 with a
             rule and many candidates, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
-            stay the same.
+            stay the same, up to rounding (in a block of one row a tie with the positive may fall either way). Where
+            the gradient itself is to be differentiated, and under torch.compile, the formula is evaluated as it
+            stands.
         gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
             scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
             the same shape and with the same options on every rank. A pool is each rank's own share of a pool.
@@ -175,9 +180,10 @@ def info_nce(
 
     Raises:
         TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
-        ValueError: if a shape, a device or an option is not as above, or if there are no negatives
-            at all, or a rule's weights have another shape than the scores; with gather, on every rank, if
+        ValueError: if a shape, a device or an option is not as above, or without in_batch there are no
+            negatives, or a rule's weights have another shape than the scores; with gather, on every rank, if
             what must be the same on every rank is not.
+        RuntimeError: from torch, under forward-mode differentiation or vmap.
 
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
@@ -238,6 +244,8 @@ def info_nce(
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weights = weighted(s_p, scores, None, rules)
         if weights is not None:
+            if weights.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr():
+                weights = weights.clone()  # the rule answered with the scores, which are about to be overwritten
             s_p, scores = s_p / temperature, scores.div_(temperature)
             scores.sub_(torch.eq(weights, 0, out=spare), alpha=removal(scores.dtype))
         shares, lead = softmax_(scores, s_p, weights, own)
@@ -341,7 +349,8 @@ def check_embeddings(prefix: str, anchor: Tensor, positive: Tensor, negatives: T
     """Raise unless the three fit together; their names in the messages get the prefix."""
     names = [f"{prefix}{name}" for name in ("anchor", "positive", "negatives")]
     check_tensor(names[0], anchor, "B D")
-    check_rows(names[0], anchor)
+    check_some(names[0], anchor, 0, "row")  # the mean of no losses is not a number
+    check_some(names[0], anchor, 1, "feature")
     check_tensor(names[1], positive, "B D")
     check_alike(names[1], positive, names[0], anchor)
     check_size(names[1], positive, 0, anchor.shape[0], "rows")
@@ -358,12 +367,6 @@ def check_any_negatives(negatives: Tensor | None, in_batch: bool) -> None:
     """Raise if an anchor could have no candidates but its positive, whatever the batch."""
     if not in_batch and (negatives is None or negatives.shape[-2] == 0):
         raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
-
-
-def check_rows(name: str, value: Tensor) -> None:
-    """Raise unless there is a row: the mean of no losses is not a number."""
-    if len(value) == 0:
-        raise ValueError(f"{name} must have at least one row, was {list(value.shape)}")
 
 
 def check_temperature(temperature: object, other: Tensor, *, name: str = "temperature") -> None:

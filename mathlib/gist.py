@@ -71,8 +71,8 @@ def gist_embed_loss(
 
     g and s are the softmax probabilities of guide and student over the same candidates: the positive and
     what the guide lets stand. A candidate goes when the guide finds it more similar than the positive
-    less a margin (`false_negative_weights`, on the guide's scores). The published loss is the first term;
-    the second is the notes' own.
+    less a margin (`false_negative_weights`, on the guide's scores). With `lam=0`, `contrast_anchors`
+    and `contrast_positives` it is the published loss; the second term is the notes' own.
 
     Args:
         anchor: the student's embeddings, any scale.
@@ -81,10 +81,11 @@ def gist_embed_loss(
         guide_anchor: the guide's embeddings of the same items; their width and dtype are their own.
         guide_positive: likewise.
         guide_negatives: likewise; needed if negatives are given.
-        temperature: the student's, > 0, a number or a 0-d tensor that may require grad.
+        temperature: the student's, > 0, a number or a 0-d tensor that may require grad; a tensor's value is not
+            checked.
         guide_temperature: the guide's, > 0; None takes the student's.
         lam: the weight of the divergence, >= 0.
-        margin: >= 0, in the guide's cosine.
+        margin: >= 0, in the guide's cosine, or with "relative" a share of the positive's.
         strategy: "absolute" or "relative", how the margin is taken off the positive's score.
         in_batch: whether the rest of the batch counts as negatives.
         contrast_anchors: whether the other anchors are candidates too, scored against the anchor.
@@ -92,7 +93,8 @@ def gist_embed_loss(
             others. A row is never compared with itself.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once, as in `info_nce`; None takes 512 to 160 on a CPU, the
-            fewer the more candidates there are.
+            fewer the more candidates there are. Where the gradient itself is to be differentiated, and under
+            torch.compile, the formula is evaluated as it stands.
         gather: on several processes, whether the candidates of all ranks count, as in `info_nce`; the guide's
             embeddings are exchanged too.
 
@@ -102,9 +104,10 @@ def gist_embed_loss(
 
     Raises:
         TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
-        ValueError: if a shape, a device or an option is not as above, if there are no negatives at all,
+        ValueError: if a shape, a device or an option is not as above, if without in_batch there are no negatives,
             or if negatives are given without the guide's, or the other way round; with gather, on every
             rank, if what must be the same on every rank is not.
+        RuntimeError: from torch, under forward-mode differentiation or vmap.
 
     Source:
         Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
@@ -167,20 +170,24 @@ def gist_embed_loss(
     if guide_temperature is None:
         guide_temperature = temperature
     if isinstance(guide_temperature, Tensor):
-        guide_temperature = guide_temperature.detach()
+        guide_temperature = guide_temperature.detach().clone()  # the backward pass may ask for it again
     rule = partial(false_negative_weights, strategy=strategy, margin=margin)
 
-    def batch(a: Tensor, p: Tensor, n: Tensor | None) -> Batch:
-        a, p = unit(a), unit(p)
-        further = (a,) * contrast_anchors + (p,) * contrast_positives
-        return Batch(a[:rows], p, None if n is None else unit(n), in_batch, further)
+    def units(a: Tensor, p: Tensor, n: Tensor | None) -> Embeddings:
+        return Embeddings(unit(a), unit(p), None if n is None else unit(n))
+
+    def batch(x: Embeddings) -> Batch:
+        return Batch(x.anchor[:rows], x.positive, x.negatives, in_batch, tuple(getattr(x, name) for name in among))
+
+    with torch.no_grad():
+        guide = units(guide_anchor, guide_positive, guide_negatives)
 
     def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         with torch.no_grad():
-            guide_positive_scores, guide_scores, itself = scored(batch(guide_anchor, guide_positive, guide_negatives))
+            guide_positive_scores, guide_scores, itself = scored(batch(guide))
             weights = weighted(guide_positive_scores, guide_scores, itself, [rule])
             guide_logits = relative_logits(guide_positive_scores, guide_scores, weights, guide_temperature)
-        positive_scores, scores, _ = scored(batch(a, p, n))
+        positive_scores, scores, _ = scored(batch(units(a, p, n)))
         losses = row_losses(positive_scores, scores, weights, temperature)
         if lam == 0:
             return losses
@@ -189,9 +196,6 @@ def gist_embed_loss(
 
     if torch.compiler.is_compiling():
         return reduced(plain(anchor, positive, negatives, temperature), reduction)
-
-    with torch.no_grad():
-        guide = Embeddings(*(None if x is None else unit(x) for x in (guide_anchor, guide_positive, guide_negatives)))
 
     def slopes(
         first: int, last: int, z_p: Tensor, logits: Tensor, spare: Tensor, own: Places, temperature: float | Tensor

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_count, check_number, check_size, check_tensor
+from mathlib._checks import check_alike, check_choice, check_count, check_number, check_size, check_some, check_tensor
 from mathlib.false_negatives import check_rule, false_negative_weights
 from mathlib.retrieval import Relevant, best_of_blocks, listed
 from mathlib.similarity import products, unit, wide
@@ -190,7 +190,7 @@ def curriculum(step: float, *, start: float, end: float, total_steps: float, sha
         \qquad f(x) = x \;\text{(linear)} \quad\text{or}\quad \tfrac{1 - \cos \pi x}{2} \;\text{(cosine)}
 
     Args:
-        step: t >= 0, in any unit (steps, epochs); a fraction will do.
+        step: t >= 0, in any unit (steps, epochs); it need not be whole.
         start: v_0, finite.
         end: v_1, finite; above or below start.
         total_steps: T > 0, in the unit of step.
@@ -295,6 +295,7 @@ def mine_hard_negatives(
     check_tensor("documents", documents, "N D")
     check_alike("documents", documents, "queries", queries)
     check_size("documents", documents, 1, queries.shape[1], "features")
+    check_some("queries", queries, 1, "feature")
     known, _ = listed("positive_indices", positive_indices, len(queries), "queries", queries)
     if not isinstance(positive_indices, Tensor):
         for q, positives in enumerate(positive_indices):
@@ -306,7 +307,7 @@ def mine_hard_negatives(
     check_count("range_min", range_min, least=0)
     if block_size is not None:
         check_count("block_size", block_size)
-    size = block_size or 4096
+    size = min(int(block_size or 4096), max(1, len(queries), len(documents)))
     with torch.no_grad():
         blocks = [
             mined(unit(rows), documents, positives.long(), k, margin, strategy, range_min, size)

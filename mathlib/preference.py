@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_number, check_size, check_tensor
-from mathlib.contrastive import check_rows, reduced
+from mathlib._checks import check_alike, check_choice, check_number, check_size, check_some, check_tensor
+from mathlib.contrastive import reduced
 from mathlib.similarity import wide
 
 BLOCK = 2**21
@@ -66,7 +66,8 @@ def sequence_log_prob(
     Raises:
         TypeError: if logits are not floating-point, labels no integers, or mask is not boolean.
         ValueError: if a shape or a device is not as above, or the vocabulary is empty.
-        RuntimeError: if a forward-mode derivative is asked for.
+        RuntimeError: from torch, under forward-mode differentiation or vmap, or if a label that counts is not in
+            [0, V): values are not read, and CUDA tells it later, by a failed assertion.
 
     Source:
         Rafailov et al. (2023), arXiv:2305.18290, appendix B (`pi_logps` in its code are these sums).
@@ -124,7 +125,8 @@ class TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+        # somebody wants to differentiate the gradient; torch.func.vjp says so too, with nothing to differentiate it by
+        if torch.is_grad_enabled() and logits.view_as(logits).requires_grad:
             log_probs = plain_token_log_probs(logits, labels, mask)
             return *torch.autograd.grad(log_probs, logits, upstream, create_graph=True), None, None
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -215,7 +217,7 @@ def dpo_loss(
     Chapter: 05_dpo (eq. dpo)
     """
     check_tensor("policy_chosen", policy_chosen, "B")
-    check_rows("policy_chosen", policy_chosen)
+    check_some("policy_chosen", policy_chosen, 0, "row")
     for name, x in (
         ("policy_rejected", policy_rejected),
         ("reference_chosen", reference_chosen),

@@ -14,14 +14,14 @@ tensor(0.)
 tensor(0.5000)
 """
 
-from collections.abc import Callable, Collection, Sequence, Sized
+from collections.abc import Callable, Collection, Sequence, Set, Sized
 from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mathlib._checks import check_alike, check_choice, check_count, check_size, check_tensor
+from mathlib._checks import check_alike, check_choice, check_count, check_size, check_some, check_tensor
 from mathlib.similarity import products, similarity_matrix, unit, wide
 
 
@@ -119,6 +119,7 @@ def search(
     check_tensor("documents", documents, "N D")
     check_alike("documents", documents, "queries", queries)
     check_size("documents", documents, 1, queries.shape[1], "features")
+    check_some("queries", queries, 1, "feature")
     check_count("k", k, most=len(documents), most_meaning="the number of documents")
     check_choice("metric", metric, ("dot", "cosine"))
     if block_size is not None:
@@ -274,20 +275,19 @@ def listed(name: str, given: Relevant, queries: int, other_name: str, other: Ten
         if given.device != other.device:
             raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, was {given.device}")
         return given[:, None], torch.ones_like(given)
-    if not isinstance(given, Sized):
+    if not isinstance(given, Sized) or isinstance(given, Set):
         raise TypeError(f"{name} must be a tensor or a sequence of collections, was {type(given).__name__}")
     if len(given) != queries:
         raise ValueError(f"{name} must have one collection for each of {queries} queries, was {len(given)}")
     for q, documents in enumerate(given):
         if not isinstance(documents, Collection):
             raise TypeError(f"{name} must hold a collection for every query, item {q} was {type(documents).__name__}")
-    sets = [set(documents) for documents in given]
-    for q, documents in enumerate(sets):
-        if not documents:
+        if len(documents) == 0:
             raise ValueError(f"{name} must have a document for every query, item {q} was empty")
         for document in documents:
             if isinstance(document, bool) or not isinstance(document, Integral):
                 raise TypeError(f"{name} must hold ints, item {q} had a {type(document).__name__}")
+    sets = [set(documents) for documents in given]
     # rows of one length: a query's first document fills up what it lacks, and so changes nothing
     longest = max(map(len, sets), default=1)
     padded = [[*documents, *[next(iter(documents))] * (longest - len(documents))] for documents in sets]

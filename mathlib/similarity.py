@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_size, check_tensor
+from mathlib._checks import check_alike, check_choice, check_size, check_some, check_tensor
 
 
 def wide(x: Tensor) -> Tensor:
@@ -85,6 +85,7 @@ def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D
         if x.ndim == 0:
             raise ValueError(f"{name} must have at least one axis, was a scalar tensor")
     check_size("b", b, -1, a.shape[-1], "features")
+    check_some("a", a, -1, "feature")
     try:
         torch.broadcast_shapes(a.shape, b.shape)
     except RuntimeError:
@@ -126,6 +127,7 @@ def similarity_matrix(
     check_tensor("b", b, "n D")
     check_alike("b", b, "a", a)
     check_size("b", b, 1, a.shape[1], "features")
+    check_some("a", a, 1, "feature")
     check_choice("metric", metric, ("cosine", "dot"))
     prepare = unit if metric == "cosine" else wide
     return products(prepare(a), prepare(b)).to(a.dtype)

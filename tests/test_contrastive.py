@@ -337,14 +337,32 @@ def test_no_more_than_a_block_of_scores_is_ever_alive(normal, largest, symmetric
 
 @pytest.mark.parametrize(
     ("rule", "pool", "rows"),
-    [(None, 0, 512), (None, 9000, 512), (half_if_harder, 0, 512), (half_if_harder, 1600, 2**20 // 2200)]
+    [(None, 0, 512), (None, 9000, 512), (half_if_harder, 0, 512), (half_if_harder, 1300, 2**20 // 2324)]
     + [(half_if_harder, 9000, 384)],
 )
 def test_on_a_cpu_a_rule_takes_fewer_rows_at_once_the_more_candidates_there_are(largest, rule, pool, rows):
-    anchor, positive = torch.ones(2, 600, 1)
+    for batch_size, blocks in ((rows, 1), (2 * rows, 2)):
+        anchor, positive = torch.ones(2, batch_size, 1)
+        with largest() as seen:
+            info_nce(anchor, positive, torch.ones(pool + 1024 - batch_size, 1), weigh=rule)
+        assert seen.numel == batch_size // blocks * (1024 + pool)
+
+
+@pytest.mark.parametrize(("block_size", "rows"), [(8, 5), (4, 3), (2, 2)])
+def test_blocks_are_about_equal_so_that_the_last_is_not_a_single_row(normal, largest, block_size, rows):
+    anchor, positive = normal(0, 9, 2), normal(1, 9, 2)
     with largest() as seen:
-        info_nce(anchor, positive, torch.ones(pool, 1), weigh=rule)
-    assert seen.numel == rows * (600 + pool)
+        info_nce(anchor, positive, block_size=block_size)
+    assert seen.numel == rows * 9
+
+
+def test_a_rule_may_answer_with_the_scores_themselves(normal):
+    anchor, positive = normal(0, 6, 4).abs().requires_grad_(), normal(1, 6, 4).abs()
+    same, copied = (
+        info_nce(anchor, positive, temperature=0.3, weigh=rule) for rule in (lambda s_p, s: s, lambda s_p, s: s.clone())
+    )
+    assert same == copied
+    assert torch.equal(*(torch.autograd.grad(loss, anchor)[0] for loss in (same, copied)))
 
 
 @each_layout
@@ -641,6 +659,19 @@ def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
     assert torch.autograd.gradgradcheck(loss, (temperature, *leaves), fast_mode=True)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, reduction):
+    def loss(x):
+        return info_nce(x, x.tanh(), x.sin(), temperature=x.square().mean(), reduction=reduction).sum()
+
+    x = normal(0, 5, 4).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    (ours,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    assert_close(ours, expected)
+    assert_close(torch.func.grad(loss)(x.detach()), expected)
+    assert torch.autograd.gradcheck(loss, x)
+
+
 def test_a_second_derivative_passes_by_what_is_frozen(normal):
     anchor, positive = normal(0, 4, 3).requires_grad_(), normal(1, 4, 3)
     assert torch.autograd.gradgradcheck(lambda a: info_nce(a, positive, temperature=0.5), anchor)
@@ -665,6 +696,8 @@ def test_the_backward_pass_can_be_run_twice(normal, reduction):
 def test_functional_gradients_are_the_same(normal):
     anchor, positive = normal(0, 4, 3), normal(1, 4, 3)
     ours = torch.func.grad(lambda a: info_nce(a, positive, temperature=0.5))(anchor)
+    value, pull = torch.func.vjp(lambda a: info_nce(a, positive, temperature=0.5), anchor)
+    assert_close(pull(torch.ones_like(value))[0], ours)
     (expected,) = torch.autograd.grad(info_nce(anchor.requires_grad_(), positive, temperature=0.5), anchor)
     assert_close(ours, expected)
 
@@ -860,6 +893,7 @@ def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
         ({"positive": torch.ones(2, 1, 3)}, ValueError, "positive must have shape [B, D], was [2, 1, 3]"),
         ({"negatives": torch.ones(3)}, ValueError, "negatives must have shape [N, D] or [B, N, D], was [3]"),
         ({"anchor": torch.ones(0, 3)}, ValueError, "anchor must have at least one row, was [0, 3]"),
+        ({"anchor": torch.ones(2, 0)}, ValueError, "anchor must have at least one feature, was [2, 0]"),
         ({"positive": torch.ones(1, 3)}, ValueError, "positive must have 2 rows along axis 0, was [1, 3]"),
         ({"positive": torch.ones(2, 1)}, ValueError, "positive must have 3 features along axis 1, was [2, 1]"),
         ({"negatives": torch.ones(5, 2)}, ValueError, "negatives must have 3 features along axis -1, was [5, 2]"),

@@ -704,6 +704,13 @@ def test_mining_records_no_gradient_and_mutates_nothing(normal):
     assert positives == [{0, 1}, {2}]
 
 
+@pytest.mark.parametrize("block_size", [numpy.int64(2), 10**30])
+def test_a_block_may_be_any_whole_number(normal, bad_input, block_size):
+    queries, documents = normal(0, 5, 3), normal(1, 6, 3)
+    arguments = queries, documents, torch.arange(5, device=queries.device)
+    assert_close(*(mine_hard_negatives(*arguments, k=2, block_size=size) for size in (block_size, None)))
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest tensor that any operation returns."""
 
@@ -871,6 +878,11 @@ count = "k must be an int >= 1 and <= 3 (the number of documents), was"
         ({"queries": torch.zeros(4)}, ValueError, "queries must have shape [Q, D], was [4]"),
         ({"documents": three[None]}, ValueError, "documents must have shape [N, D], was [1, 3, 4]"),
         ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have 4 features along axis 1, was [3, 5]"),
+        (
+            {"queries": torch.zeros(2, 0), "documents": torch.zeros(3, 0)},
+            ValueError,
+            "queries must have at least one feature, was [2, 0]",
+        ),
         ({"positive_indices": torch.ones(2)}, TypeError, "positive_indices must hold integers, was torch.float32"),
         ({"positive_indices": torch.ones(2).bool()}, TypeError, "positive_indices must hold integers, was torch.bool"),
         ({"positive_indices": torch.tensor([1])}, ValueError, "positive_indices must have shape [2], was [1]"),

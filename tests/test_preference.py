@@ -379,6 +379,8 @@ def test_the_gradient_of_a_gradient_is_never_silently_zero(normal):
 def test_torch_func_grad_is_the_gradient(normal, block):
     logits, labels, mask = sequences(normal)
     ours = torch.func.grad(lambda x: sequence_log_prob(x, labels, mask=mask).sum())(logits)
+    value, pull = torch.func.vjp(lambda x: sequence_log_prob(x, labels, mask=mask), logits)
+    assert_close(pull(torch.ones_like(value))[0], ours)
     (expected,) = torch.autograd.grad(sequence_log_prob(logits.requires_grad_(), labels, mask=mask).sum(), logits)
     assert_close(ours, expected)
 
