@@ -3,7 +3,7 @@
 >>> check(lambda: 1 / 0, 3.0, hint="There are three terms.")
 Not yet: ZeroDivisionError: division by zero. There are three terms.
 >>> check(..., 3.0, hint="There are three terms.")
-Not yet: nothing is filled in. There are three terms.
+Not yet: nothing is filled in.
 >>> check(2.0, 3.0, hint="There are three terms.")
 Not yet: the value is too small. There are three terms.
 >>> check(lambda: 3.0, 3.0, hint="There are three terms.")
@@ -14,15 +14,20 @@ import textwrap
 
 import torch
 
+BLANK = "nothing is filled in."
+
 
 def check(answer: object, expected: object, *, hint: str, tolerance: float = 1e-3) -> None:
     """Print whether the answer is right, or what kind of wrong it is.
 
     `answer` and `expected` are numbers or tensors, or functions that return them (an exception in the
-    reader's function is reported, not raised). A blank is `...` or None.
+    reader's function is reported, not raised). A blank is `...` or None; the hint is for who has tried.
     """
     wrong = verdict(answer, expected, tolerance)
-    print("Right." if wrong is None else textwrap.fill(f"Not yet: {wrong} {hint}", 72))
+    if wrong is None:
+        print("Right.")
+    else:
+        print(textwrap.fill(f"Not yet: {wrong}" if wrong == BLANK else f"Not yet: {wrong} {hint}", 72))
 
 
 def verdict(answer: object, expected: object, tolerance: float) -> str | None:
@@ -33,7 +38,7 @@ def verdict(answer: object, expected: object, tolerance: float) -> str | None:
         except Exception as error:  # whatever the reader's code raises is what they must see
             return f"{type(error).__name__}: {error}."
     if answer is None or answer is ... or (isinstance(answer, list) and None in answer):
-        return "nothing is filled in."
+        return BLANK
     expected = torch.as_tensor(expected() if callable(expected) else expected).double()
     try:
         answer = torch.as_tensor(answer).detach().double()
