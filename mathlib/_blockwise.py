@@ -108,8 +108,8 @@ def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
         columns = width(task, embeddings)
         if embeddings.anchor.device.type == "cpu":
             size = min(512, max(task.least_rows, 2**20 // columns))
-        else:
-            size = max(512, 2**28 // columns)  # fill the device
+        else:  # pragma: no cover - needs CUDA: fill the device
+            size = max(512, 2**28 // columns)
     size = -(-task.rows // -(-task.rows // size))
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
 

@@ -233,12 +233,6 @@ def info_nce(
     def both_ways(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         return (one_way(a, p, n, temperature) + one_way(p, a, None, temperature)) / 2
 
-    if torch.compiler.is_compiling():
-        losses = one_way(anchor, positives, negatives, temperature)
-        if symmetric:
-            losses = (losses + one_way(positive, anchors, None, temperature)) / 2
-        return reduced(losses, reduction)
-
     def slopes(
         first: int, last: int, s_p: Tensor, scores: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -251,6 +245,12 @@ def info_nce(
         shares, lead = softmax_(scores, s_p, weights, own)
         wrong = lead.sigmoid()  # the probability of all negatives
         return surprise(lead), shares, -torch.ones_like(wrong), wrong
+
+    if torch.compiler.is_compiling():
+        losses = one_way(anchor, positives, negatives, temperature)
+        if symmetric:
+            losses = (losses + one_way(positive, anchors, None, temperature)) / 2
+        return reduced(losses, reduction)
 
     # with rules, the row of a positive has weights of its own, which only a pass over its row can ask for;
     # and other ranks' anchors are rows of no block here

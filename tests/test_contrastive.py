@@ -672,6 +672,18 @@ def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, r
     assert torch.autograd.gradcheck(loss, x)
 
 
+@each_layout
+@pytest.mark.parametrize("rule", [None, half_if_harder])
+def test_what_is_frozen_changes_no_other_gradient(normal, layout, rule):
+    tensors, options = batch(normal, layout)
+    _, *gradients, _ = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
+    upstream = torch.arange(1, 5).to(tensors[0])
+    for i, expected in enumerate(gradients):
+        leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(tensors)]
+        losses = info_nce(*leaves, temperature=0.3, weigh=rule, reduction="none", block_size=3, **options)
+        assert_close(torch.autograd.grad(losses, leaves[i], upstream)[0], expected)
+
+
 def test_a_second_derivative_passes_by_what_is_frozen(normal):
     anchor, positive = normal(0, 4, 3).requires_grad_(), normal(1, 4, 3)
     assert torch.autograd.gradgradcheck(lambda a: info_nce(a, positive, temperature=0.5), anchor)
