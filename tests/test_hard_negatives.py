@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from wrong_scores import WRONG_SCORES
 
 from mathlib import (
@@ -711,32 +710,21 @@ def test_a_block_may_be_any_whole_number(normal, bad_input, block_size):
     assert_close(*(mine_hard_negatives(*arguments, k=2, block_size=size) for size in (block_size, None)))
 
 
-class Largest(TorchDispatchMode):
-    """The size of the largest tensor that any operation returns."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(x, torch.Tensor):
-                self.size = max(getattr(self, "size", 0), x.numel())
-        return result
-
-
-def test_no_more_than_a_block_of_scores_is_alive(normal):
+def test_no_more_than_a_block_of_scores_is_alive(normal, largest):
     queries, documents = normal(0, 60, 1), normal(1, 70, 1)
     positives = torch.arange(60, device=queries.device)
-    with Largest() as largest:
+    with largest() as seen:
         mine_hard_negatives(queries, documents, positives, k=2, margin=0.1, block_size=10)
-    assert largest.size <= 10 * (10 + 2 + 2) + 1
+    assert seen.numel <= 10 * (10 + 2 + 2) + 1
     # by default 4096: queries too
     many = torch.ones(5000, 1, device=queries.device)
     positives = torch.zeros(5000, dtype=torch.int64, device=queries.device)
-    with Largest() as largest:
+    with largest() as seen:
         mine_hard_negatives(many[:1], many, positives[:1], k=1)
-    assert largest.size == 4096 + 1
-    with Largest() as largest:
+    assert seen.numel == 4096 + 1
+    with largest() as seen:
         mine_hard_negatives(many, many[:30], positives, k=1)
-    assert largest.size == 4096 * (30 + 1)
+    assert seen.numel == 4096 * (30 + 1)
 
 
 def test_the_default_block_holds_every_document_of_a_large_corpus(device):
