@@ -307,7 +307,7 @@ def mine_hard_negatives(
     check_count("range_min", range_min, least=0)
     if block_size is not None:
         check_count("block_size", block_size)
-    size = min(int(block_size or 4096), max(1, len(queries), len(documents)))
+    size = min(int(block_size or 4096), max(len(queries), len(documents)))
     with torch.no_grad():
         blocks = [
             mined(unit(rows), documents, positives.long(), k, margin, strategy, range_min, size)
