@@ -108,7 +108,7 @@ def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
         columns = width(task, embeddings)
         if embeddings.anchor.device.type == "cpu":
             size = min(512, max(task.least_rows, 2**20 // columns))
-        else:  # pragma: no cover - needs CUDA: fill the device
+        else:  # pragma: no cover - needs CUDA: fill the device, no mutate block
             size = max(512, 2**28 // columns)
     size = -(-task.rows // -(-task.rows // size))
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
@@ -325,7 +325,7 @@ class Blockwise(torch.autograd.Function):
             if ctx.factor is not None:
                 losses = losses.sum() * ctx.factor
             leaves = [x for x, need in zip((*inputs, learned), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(losses, leaves, upstream, create_graph=True, materialize_grads=True))
+            found = iter(torch.autograd.grad(losses, leaves, upstream, create_graph=True))
             return None, None, None, *(next(found) if need else None for need in needed)
         if ctx.factor is None:
             _, *gradients = gradients_of(ctx.task, upstream, needed, inputs, temperature)

@@ -218,7 +218,7 @@ def info_nce(
 
     anchors, positives = anchor, positive  # the candidates
     gather = gather and world_size() > 1
-    if gather:  # pragma: no cover - distributed
+    if gather:  # pragma: no cover - distributed, no mutate block
         given: dict[str, object] = {
             **{"anchor": anchor, "positive": positive, "negatives": negatives, "temperature": temperature},
             **{"in_batch": in_batch, "number of rules": len(rules), "symmetric": symmetric, "reduction": reduction},
@@ -273,7 +273,7 @@ def info_nce(
 
 def all_candidates(
     anchor: Tensor, positive: Tensor, negatives: Tensor | None, in_batch: bool, anchors: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:  # pragma: no cover - distributed
+) -> tuple[Tensor, Tensor, Tensor | None]:  # pragma: no cover - distributed, no mutate block
     """The three, all ranks' rows of each that others may have as candidates, own rows first."""
     if negatives is not None and in_batch:
         negatives = negatives.flatten(0, -2)

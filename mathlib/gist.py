@@ -152,7 +152,7 @@ def gist_embed_loss(
         check_count("block_size", block_size)
 
     rows = len(anchor)
-    if gather and world_size() > 1:  # pragma: no cover - distributed
+    if gather and world_size() > 1:  # pragma: no cover - distributed, no mutate block
         settings: dict[str, object] = {
             **{"anchor": anchor, "positive": positive, "negatives": negatives},
             **{"guide_anchor": guide_anchor, "guide_positive": guide_positive, "guide_negatives": guide_negatives},

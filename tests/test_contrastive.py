@@ -922,6 +922,7 @@ def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
             "negatives must be on the device of anchor, cpu, was meta",
         ),
         ({"in_batch": 1}, TypeError, "in_batch must be True or False, was int"),
+        ({"gather": 1}, TypeError, "gather must be True or False, was int"),
         ({"symmetric": None}, TypeError, "symmetric must be True or False, was NoneType"),
         *(
             (

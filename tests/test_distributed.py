@@ -366,12 +366,6 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
         (lambda: gather_with_grad([1.0]), TypeError, "tensor must be a torch.Tensor, was list"),
         (lambda: gather_with_grad(torch.zeros(2, dtype=torch.int64)), TypeError, "tensor must have a floating-point dtype, was torch.int64"),
         (lambda: gather_with_grad(torch.zeros(())), ValueError, "tensor must have at least one axis, was a scalar tensor"),
-        (lambda: info_nce(torch.eye(2), torch.eye(2), gather=1), TypeError, "gather must be True or False, was int"),
-        (
-            lambda: gist_embed_loss(torch.eye(2), torch.eye(2), guide_anchor=torch.eye(2), guide_positive=torch.eye(2), gather=None),
-            TypeError,
-            "gather must be True or False, was NoneType",
-        ),
     ],
 )  # fmt: skip
 def test_it_says_what_is_wrong(bad_input, call, error, message):

@@ -461,6 +461,7 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
         ({"strategy": "threshold"}, ValueError, "strategy must be one of 'absolute', 'relative', was 'threshold'"),
         ({"reduction": "max"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', was 'max'"),
         ({"in_batch": 1}, TypeError, "in_batch must be True or False, was int"),
+        ({"gather": 1}, TypeError, "gather must be True or False, was int"),
         ({"contrast_anchors": None}, TypeError, "contrast_anchors must be True or False, was NoneType"),
         (
             NEGATIVES | {"in_batch": False, "contrast_anchors": True},
