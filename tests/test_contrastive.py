@@ -299,6 +299,17 @@ def test_a_rule_of_0_equals_deletion_from_the_pool(normal, seed, i):
     )
 
 
+def test_what_is_removed_leaves_the_others_their_digits_however_far_above_them_it_was(device):
+    anchor, positive = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], device=device)
+    copy_and_opposite = torch.stack([anchor, -positive], dim=1)
+
+    def remove_the_copy(positive_scores, candidate_scores):
+        return (candidate_scores < 0.5).float()
+
+    options = dict(temperature=0.001, in_batch=False, weigh=remove_the_copy)
+    assert_close(info_nce(anchor, positive, copy_and_opposite, **options), torch.tensor(math.log(2), device=device))
+
+
 @given(seeds, st.sampled_from(sorted(LAYOUTS)))
 def test_rules_multiply(normal, seed, layout):
     tensors, options = batch(normal, layout, seed)
@@ -655,6 +666,9 @@ def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
     def loss(temperature, *leaves):
         return info_nce(*leaves, temperature=temperature, weigh=rule, reduction=reduction, block_size=3, **options)
 
+    inputs = [x for x in (temperature, *leaves) if x is not None]
+    gradients = [torch.autograd.grad(loss(temperature, *leaves).sum(), inputs, create_graph=x) for x in (False, True)]
+    assert_close(*gradients)
     # along random directions: each second derivative alone would take a minute
     assert torch.autograd.gradgradcheck(loss, (temperature, *leaves), fast_mode=True)
 

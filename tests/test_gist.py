@@ -338,6 +338,7 @@ def test_the_gradient_has_a_gradient(normal, layout, lam):
         return gist_embed_loss(*student, **options, temperature=temperature, guide_temperature=0.5, lam=lam)
 
     leaves = tuple(x.requires_grad_() for x in (temperature, *student))
+    assert_close(*(torch.autograd.grad(loss(*leaves), leaves, create_graph=x) for x in (False, True)))
     # along random directions: each second derivative alone would take a minute
     assert torch.autograd.gradgradcheck(loss, leaves, fast_mode=True)
 
