@@ -173,6 +173,15 @@ def test_float16_neither_overflows_nor_underflows(device, length):
     assert similarity_matrix(a, a).item() == 1
 
 
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 1e30), (torch.float64, 1e300)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_squares_may_overflow(device, dtype, size, sign):
+    a = torch.tensor([3.0, 4.0], dtype=dtype, device=device) * sign * size
+    b = torch.tensor([4.0, 3.0], dtype=dtype, device=device)
+    # (3 * 4 + 4 * 3) / 25
+    assert_close(cosine_similarity(a, b), torch.tensor(0.96 * sign, dtype=dtype, device=device))
+
+
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 def test_autocast_changes_nothing(normal, dtype, metric):
