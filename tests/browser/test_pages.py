@@ -149,7 +149,7 @@ def test_page(reader, name, width):
         fold_solutions(page)
         if width == 1280 and re.search(r"/\d\d_", name):
             copy_code(page)
-        found += problems_of_access(page, width, rules={rule: {"enabled": False} for rule in COLOURS})
+        found += problems_of_access(page, width, rules={"color-contrast": {"enabled": False}})
         if width == 1280:
             page.evaluate(ONE_OF_EACH_LOOK)
             for scheme in ("dark", "light"):
