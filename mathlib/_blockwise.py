@@ -145,7 +145,7 @@ def no_candidates(widths: list[int], first: int, matrix: Tensor) -> list[Tensor]
 
     The first columns are blocks of these widths.
     """
-    return [block.diagonal(first) for block in matrix[:, : sum(widths)].split(widths, dim=1)] if widths else []
+    return [block.diagonal(first) for block in matrix[:, : sum(widths)].split(widths, dim=1)]
 
 
 def fill(

@@ -20,18 +20,21 @@ LAYOUTS = {
     "batch, both directions": (None, True, True),
     "batch and pool": ((3, 3), True, False),
     "batch and pool, both directions": ((3, 3), True, True),
-    "batch and every anchor's own": ((4, 2, 3), True, False),
+    "batch and every anchor's own": ((5, 2, 3), True, False),
     "pool": ((3, 3), False, False),
-    "own": ((4, 2, 3), False, False),
+    "own": ((5, 2, 3), False, False),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def batch(normal, layout, seed=0, dtype=torch.float64):
-    """Anchors, positives and negatives of 3 features, and the options that say how they are used."""
+    """Five anchors, positives and negatives of 3 features, and the options that say how they are used.
+
+    Blocks of them, of 2 rows and of 3, differ in length.
+    """
     shape, in_batch, symmetric = LAYOUTS[layout]
     negatives = None if shape is None else normal(seed + 2, *shape, dtype=dtype)
-    tensors = [normal(seed, 4, 3, dtype=dtype), normal(seed + 1, 4, 3, dtype=dtype), negatives]
+    tensors = [normal(seed, 5, 3, dtype=dtype), normal(seed + 1, 5, 3, dtype=dtype), negatives]
     return tensors, {"in_batch": in_batch, "symmetric": symmetric}
 
 
@@ -275,7 +278,7 @@ def test_the_length_of_vectors_does_not_matter(normal, seed, log_a, log_p, layou
     assert_close(info_nce(anchor * 10**log_a, positive * 10**log_p, longer, **options), once)
 
 
-@given(seeds, st.permutations(range(4)), st.sampled_from(sorted(LAYOUTS)))
+@given(seeds, st.permutations(range(5)), st.sampled_from(sorted(LAYOUTS)))
 def test_permuted_anchors_have_permuted_losses(normal, seed, order, layout):
     (anchor, positive, negatives), options = batch(normal, layout, seed)
     once = info_nce(anchor, positive, negatives, **options, reduction="none")
@@ -326,7 +329,7 @@ def test_rules_multiply(normal, seed, layout):
 
 @each_layout
 @pytest.mark.parametrize("rule", [None, half_if_harder])
-@pytest.mark.parametrize("block_size", range(1, 4 + 3))
+@pytest.mark.parametrize("block_size", range(1, 5 + 2))
 def test_block_size_changes_neither_losses_nor_gradients(normal, layout, rule, block_size):
     tensors, options = batch(normal, layout)
     whole = losses_and_gradients(tensors, **options, weigh=rule)
@@ -390,19 +393,19 @@ def test_a_rule_sees_each_row_once_without_gradient_and_never_the_positive(norma
         return torch.ones_like(candidate_scores)
 
     info_nce(anchor.requires_grad_(), positive, negatives, **options, weigh=spy, block_size=block_size)
-    # a direction takes one call for all rows, or one for rows 0, 1, 2 and one for row 3
+    # a direction takes one call for all rows, or one for rows 0, 1, 2 and one for rows 3, 4
     calls = 1 if block_size is None else 2
     assert len(seen) == calls * (1 + options["symmetric"])
 
     def cosines(a, candidates):
         return torch.tensor([[loop_cosine(x, y) for y in candidates.tolist()] for x in a.tolist()]).to(anchor)
 
-    itself = torch.eye(4, dtype=torch.bool, device=anchor.device)
+    itself = torch.eye(5, dtype=torch.bool, device=anchor.device)
     directions = [(anchor, positive, negatives)] + [(positive, anchor, None)] * options["symmetric"]
     for direction, (a, p, n) in enumerate(directions):
         blocks = [cosines(a, p).masked_fill(itself, -math.inf)] if options["in_batch"] else []
         if n is not None and n.ndim == 3 and not options["in_batch"]:
-            blocks.append(torch.cat([cosines(a[[b]], n[b]) for b in range(4)]))
+            blocks.append(torch.cat([cosines(a[[b]], n[b]) for b in range(5)]))
         elif n is not None:
             blocks.append(cosines(a, n.flatten(0, -2)))
         expected = torch.cat([cosines(a, p).diagonal()[:, None], *blocks], dim=1)
@@ -428,6 +431,31 @@ def test_a_rule_may_answer_in_any_dtype(normal, dtype):
     loss = info_nce(*tensors, **options, weigh=lambda s_p, s: (s < s_p).to(dtype))
     assert loss.dtype == torch.float32
     assert_close(loss, info_nce(*tensors, **options, weigh=lambda s_p, s: (s < s_p).to(s)))
+
+
+def test_weights_in_half_precision_count_at_their_value_and_multiply_exactly(normal):
+    positive, negatives, weights = scores(normal, 0)
+    half = weights.half()
+    ours, exact = (contrastive_loss(positive, negatives, temperature=0.1, weights=w) for w in (half, half.double()))
+    assert_close(ours, exact, rtol=1e-14, atol=0)
+
+    def tenth(s_p, s):
+        return torch.full_like(s, 0.1, dtype=torch.float16)
+
+    def hundredth(s_p, s):
+        return tenth(s_p, s).to(s).square()
+
+    tensors, options = batch(normal, "batch")
+    ours, exact = (info_nce(*tensors, **options, weigh=rules) for rules in ([tenth, tenth], hundredth))
+    assert_close(ours, exact, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("by_definition", [False, True])
+def test_a_copy_of_the_positive_ties_with_it_to_the_last_bit(normal, monkeypatch, by_definition):
+    anchor, positive = normal(0, 64, 33), normal(1, 33).expand(64, 33)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    assert info_nce(anchor, positive, weigh=lambda s_p, s: (s > s_p).to(s)) == 0
+    assert info_nce(anchor, positive, weigh=lambda s_p, s: (s < s_p).to(s)) == 0
 
 
 @each_layout
@@ -498,6 +526,15 @@ def test_ties_share_equally(device, dtype, temperature):
     assert_close(loss, torch.full_like(loss, math.log(4)))
 
 
+@each_layout
+def test_one_feature_is_enough(normal, layout):
+    tensors, options = batch(normal, layout)
+    tensors = [x if x is None else x[..., :1] for x in tensors]
+    lists = [x if x is None else x.tolist() for x in tensors]
+    expected = loop_info_nce(*lists, temperature=0.3, **options, weigh=lambda s_p, s: 1.0)
+    assert info_nce(*tensors, temperature=0.3, **options, reduction="none").tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("layout", ["batch", "batch, both directions"])
 @pytest.mark.parametrize("block_size", [None, 1])
 def test_one_row_alone_has_loss_and_gradient_zero(normal, layout, block_size):
@@ -507,7 +544,7 @@ def test_one_row_alone_has_loss_and_gradient_zero(normal, layout, block_size):
         assert_close(x, torch.zeros_like(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (4, 0, 3)])
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0, 3)])
 def test_no_explicit_negatives_leave_the_batch(normal, shape):
     (anchor, positive, _), options = batch(normal, "batch")
     empty = torch.zeros(shape, dtype=anchor.dtype, device=anchor.device)
@@ -691,7 +728,7 @@ def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, r
 def test_what_is_frozen_changes_no_other_gradient(normal, layout, rule):
     tensors, options = batch(normal, layout)
     _, *gradients, _ = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
-    upstream = torch.arange(1, 5).to(tensors[0])
+    upstream = torch.arange(1, 6).to(tensors[0])
     for i, expected in enumerate(gradients):
         leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(tensors)]
         losses = info_nce(*leaves, temperature=0.3, weigh=rule, reduction="none", block_size=3, **options)

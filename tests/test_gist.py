@@ -18,19 +18,19 @@ LAYOUTS = {
     "batch and anchors": (None, True, True, False),
     "batch and positives": (None, True, False, True),
     "batch, pool, anchors and positives": ((3,), True, True, True),
-    "batch and every anchor's own": ((4, 2), True, False, False),
+    "batch and every anchor's own": ((5, 2), True, False, False),
     "pool": ((3,), False, False, False),
-    "own": ((4, 2), False, False, False),
+    "own": ((5, 2), False, False, False),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def batch(normal, layout, seed=0, dtype=torch.float64, guide_width=5):
-    """Student embeddings of 3 features and the guide's of 5, and the options of the layout."""
+    """Five student embeddings of 3 features and the guide's of 5, and the options of the layout."""
     shape, in_batch, anchors, positives = LAYOUTS[layout]
     options = {"in_batch": in_batch, "contrast_anchors": anchors, "contrast_positives": positives}
-    student = [normal(seed, 4, 3, dtype=dtype), normal(seed + 1, 4, 3, dtype=dtype)]
-    guide = [normal(seed + 2, 4, guide_width), normal(seed + 3, 4, guide_width)]
+    student = [normal(seed, 5, 3, dtype=dtype), normal(seed + 1, 5, 3, dtype=dtype)]
+    guide = [normal(seed + 2, 5, guide_width), normal(seed + 3, 5, guide_width)]
     if shape is not None:
         student.append(normal(seed + 4, *shape, 3, dtype=dtype))
         guide.append(normal(seed + 5, *shape, guide_width))
@@ -196,7 +196,7 @@ def test_the_block_size_changes_nothing(normal, layout, seed, size):
 @given(seed=st.integers(0, 10**6))
 def test_permuting_the_rows_permutes_the_losses(normal, seed):
     student, options = batch(normal, "batch, pool, anchors and positives", seed)
-    order = torch.tensor([2, 0, 3, 1], device=student[0].device)
+    order = torch.tensor([2, 0, 4, 3, 1], device=student[0].device)
     moved = [student[0][order], student[1][order], student[2]]
     moved_options = options | {name: options[name][order] for name in ("guide_anchor", "guide_positive")}
     losses = gist_embed_loss(*student, **options, reduction="none")
@@ -270,6 +270,19 @@ def test_every_dtype_zero_vectors_and_extreme_temperatures_are_finite(normal, dt
         assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert gradients[0][1].eq(0).all()
+
+
+@pytest.mark.parametrize("by_definition", [False, True])
+def test_a_guide_in_float32_takes_no_digits_from_a_student_in_float64(normal, monkeypatch, by_definition):
+    student, options = batch(normal, "batch")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        # along the axes: scores of 0 and 1, exact in either dtype
+        axes = torch.eye(5, dtype=dtype, device=student[0].device)
+        options |= {"guide_anchor": axes, "guide_positive": axes, "guide_temperature": 0.5}
+        found.append(losses_and_gradients(student, options))
+    assert_close(*found, rtol=1e-13, atol=1e-14)
 
 
 def test_autocast_changes_nothing(normal, device):

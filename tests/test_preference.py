@@ -298,6 +298,12 @@ def test_the_plain_definition_masks_likewise(normal):
     assert (gradient[~mask] == 0).all() and gradient.isfinite().all()
 
 
+def test_a_vocabulary_of_one_token_has_no_surprises(device):
+    labels = torch.tensor([[0, -100]], device=device)
+    log_probs = sequence_log_prob(torch.ones(1, 2, 1, device=device), labels, mask=labels == 0)
+    assert log_probs.tolist() == [0.0]
+
+
 def test_a_label_that_counts_must_exist():
     for label in (-100, 5):
         with pytest.raises((RuntimeError, IndexError)):
