@@ -125,7 +125,7 @@ def tested(chapters: Path) -> dict[Path, list[dict]]:
 
 
 def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
-    """How many claims; how many hold, hold under a condition, do not hold."""
+    """How many claims; how many hold, hold in some cases, do not hold."""
     verdicts = [claim["verdict"] for claim in made]
     hold, fail = verdicts.count("holds"), verdicts.count("does not hold")
     return len(verdicts), hold, len(verdicts) - hold - fail, fail
@@ -137,14 +137,14 @@ def table(chapters: Path) -> str:
     number, hold, conditions, fail = counted([claim for made in found.values() for claim in made])
     lines = [
         HEAD,
-        f"{number} statements have been tested: {hold} hold, {conditions} hold under a condition, {fail} do not hold.",
+        f"{number} statements have been tested: {hold} hold, {conditions} hold in some cases, {fail} do not hold.",
     ]
     for notebook, made in found.items():
         lines += ["", f"## {title(notebook)}", "", f"Measured in {{doc}}`{notebook.stem}`.", "", *COLUMNS]
         for claim in made:
             link = f"[{html.escape(claim['statement'], quote=False)}](#{claim['label']})"
             effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
-            effects = f"{effects}<br>*{claim['measure']}*"
+            effects = effects.replace(" ± ", "\xa0±\xa0") + f"<br>*{claim['measure']}*"
             cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
@@ -158,12 +158,12 @@ class Summary:
 
     def __repr__(self) -> str:
         lines = [
-            f"{name}: {n} tested, {a} hold, {b} under a condition, {c} do not" for _, name, (n, a, b, c) in self.rows
+            f"{name}: {n} tested, {a} hold, {b} hold in some cases, {c} do not" for _, name, (n, a, b, c) in self.rows
         ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        heads = ("Chapter", "Statements tested", "Hold", "Hold under a condition", "Do not hold")
+        heads = ("Chapter", "Tested", "Hold", "Hold in some cases", "Do not hold")
         body = "".join(
             f'<tr><td><a href="{stem}.html">{html.escape(name)}</a></td>{"".join(f"<td>{n}</td>" for n in counts)}</tr>'
             for stem, name, counts in self.rows

@@ -79,14 +79,14 @@ def test_the_table_is_read_from_stored_outputs(tmp_path):
     ]
     (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     table = evidence.table(tmp_path)
-    assert "2 statements have been tested: 1 hold, 0 hold under a condition, 1 do not hold." in table
+    assert "2 statements have been tested: 1 hold, 0 hold in some cases, 1 do not hold." in table
     assert (
-        "| [a &lt; b \\| c](#claim-a) | **holds** | first: +1.000 ± 0.000<br>*m, mean ± sd over 5 seeds* | none |"
+        "| [a &lt; b \\| c](#claim-a) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
         in table
     )
     assert "## Title\n\nMeasured in {doc}`01_x`." in table
     summary = evidence.Summary(tmp_path)
-    assert repr(summary) == "Title: 2 tested, 1 hold, 0 under a condition, 1 do not"
+    assert repr(summary) == "Title: 2 tested, 1 hold, 0 hold in some cases, 1 do not"
     assert '<td><a href="01_x.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
 
 

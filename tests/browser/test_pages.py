@@ -49,6 +49,11 @@ OVERFLOW = """() => {
     }
     return found.slice(0, 8);
 }"""
+# What its own box cuts off; a box of one pixel holds what only a screen reader is to find.
+CUT = """() => [...document.body.querySelectorAll("*")].filter(box =>
+    box.clientWidth > 1 && box.scrollWidth > box.clientWidth + 1 && /hidden|clip/.test(getComputedStyle(box).overflowX)
+    && box.textContent.trim() && box.checkVisibility({visibilityProperty: true}))
+    .map(box => box.tagName + "." + box.className + " " + box.textContent.trim().slice(0, 40))"""
 # What scrolls sideways out of a keyboard's reach. axe has such a rule, and lets the first few pixels pass.
 UNREACHABLE = """() => [...document.querySelectorAll("main *")].filter(box =>
     box.scrollWidth > box.clientWidth && /auto|scroll/.test(getComputedStyle(box).overflowX)
@@ -66,6 +71,7 @@ def problems_of_look(page, name, view):
     """What is wrong with a page in one view; its picture is kept for a person to look at."""
     found = [f"{view}: not typeset: {text[:60]}" for text in page.evaluate(UNTYPESET)]
     found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
+    found += [f"{view}: cut off: {what}" for what in page.evaluate(CUT)]
     SHOTS.mkdir(parents=True, exist_ok=True)
     whole = view.endswith("light")  # of a long page it takes seconds; the dark one has the same layout
     page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.jpg", type="jpeg", quality=70, full_page=whole)
