@@ -99,10 +99,7 @@ class Embeddings(NamedTuple):
 
 
 def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
-    """(first, last) of the blocks of rows, as many as needed and about as long as one another.
-
-    A last block of one row would be multiplied by another kernel, in which equal candidates do not tie.
-    """
+    """(first, last) of the blocks of rows."""
     size = task.block_size
     if size is None:
         columns = width(task, embeddings)
@@ -110,7 +107,6 @@ def row_blocks(task: Task, embeddings: Embeddings) -> list[tuple[int, int]]:
             size = min(512, max(task.least_rows, 2**20 // columns))
         else:  # pragma: no cover - needs CUDA: fill the device, no mutate block
             size = max(512, 2**28 // columns)
-    size = -(-task.rows // -(-task.rows // size))
     return [(first, min(first + size, task.rows)) for first in range(0, task.rows, size)]
 
 
@@ -169,7 +165,6 @@ def fill(
     widths = [len(rows_of(x, right)) for _, right in pairs[: task.in_batch + len(task.among)]]
     own = partial(no_candidates, widths, first)
     if task.in_batch:
-        # read off the product: computed apart, it would not tie with its copies among the candidates
         positive_scores = own(scores)[0].clone()
     else:
         positive_scores = torch.linalg.vecdot(rows("anchor"), x.positive[first:last])

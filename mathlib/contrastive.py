@@ -39,7 +39,7 @@ from mathlib._checks import (
     check_tensor,
 )
 from mathlib.distributed import check_same_on_ranks, gathered, untraced, world_size
-from mathlib.similarity import products, unit, wide
+from mathlib.similarity import products, tied, unit, wide
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0."""
@@ -158,16 +158,16 @@ def info_nce(
         in_batch: whether the rest of the batch counts as negatives.
         weigh: a rule, or several whose weights multiply. A rule is a function
             (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0 (not checked), called
-            without gradient; where the block of scores holds the positive itself, it reads -inf. A rule must not
-            change its arguments. With reduction "none", and where a gradient is differentiated, it is asked again
-            in the backward pass: a random rule wants "mean" or "sum".
+            without gradient; where the block of scores holds the positive itself, it reads -inf. What differs from
+            the positive's score by no more than D eps, as a copy of it does by rounding, is given as equal to it. A
+            rule must not change its arguments. With reduction "none", and where a gradient is differentiated, it is
+            asked again in the backward pass: a random rule wants "mean" or "sum".
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once; None takes 512 on a CPU, down to 384 with a
             rule and many candidates, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
-            stay the same, up to rounding (in a block of one row a tie with the positive may fall either way). Where
-            the gradient itself is to be differentiated, and under torch.compile, the formula is evaluated as it
-            stands.
+            stay the same, up to rounding. Where the gradient itself is to be differentiated, and under
+            torch.compile, the formula is evaluated as it stands.
         gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
             scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
             the same shape and with the same options on every rank. A pool is each rank's own share of a pool.
@@ -236,7 +236,7 @@ def info_nce(
     def slopes(
         first: int, last: int, s_p: Tensor, scores: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        weights = weighted(s_p, scores, None, rules)
+        weights = weighted(s_p, scores, None, rules, anchor.shape[1], spare)
         if weights is not None:
             if weights.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr():
                 weights = weights.clone()  # the rule answered with the scores, which are about to be overwritten
@@ -305,7 +305,6 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     blocks = [products(a, batch.positive)] if batch.in_batch else []
     blocks += [products(x[: len(a)], x) for x in batch.among]
     itself = [torch.eye(*block.shape, dtype=torch.bool, device=a.device) for block in blocks]
-    # read off the product: computed apart, it would not tie with its copies among the candidates
     positive_scores = blocks[0].diagonal() if blocks else (a * batch.positive).sum(dim=1)
     if negatives is not None:
         if negatives.ndim == 3 and not batch.in_batch:
@@ -320,16 +319,23 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def weighted_losses(batch: Batch, rules: list[Rule], temperature: float | Tensor) -> Tensor:
     """The loss of each anchor of the batch, its candidates weighted by the rules: the definition."""
     positive_scores, scores, itself = scored(batch)
-    weights = weighted(positive_scores, scores, itself, rules)
+    weights = weighted(positive_scores, scores, itself, rules, batch.anchor.shape[1])
     return row_losses(positive_scores, scores, weights, temperature)
 
 
 def weighted(
-    positive_scores: Tensor, candidate_scores: Tensor, itself: Tensor | None, rules: list[Rule]
+    positive_scores: Tensor,
+    candidate_scores: Tensor,
+    itself: Tensor | None,
+    rules: list[Rule],
+    features: int,
+    spare: Tensor | None = None,
 ) -> Tensor | None:
     """The product of the rules' weights, 1 where the candidate is the row's own positive (or the row itself)."""
     weights: Tensor | None = None
     with torch.no_grad():
+        if rules:
+            candidate_scores = tied(candidate_scores, positive_scores, features, spare)
         for rule in rules:
             given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:

@@ -40,7 +40,7 @@ from mathlib.contrastive import (
 )
 from mathlib.distributed import check_same_on_ranks, untraced, world_size
 from mathlib.false_negatives import false_negative_weights
-from mathlib.similarity import unit
+from mathlib.similarity import tied, unit
 
 
 def gist_embed_loss(
@@ -71,7 +71,8 @@ def gist_embed_loss(
 
     g and s are the softmax probabilities of guide and student over the same candidates: the positive and
     what the guide lets stand. A candidate goes when the guide finds it more similar than the positive
-    less a margin (`false_negative_weights`, on the guide's scores). With `lam=0`, `contrast_anchors`
+    less a margin (`false_negative_weights`, on the guide's scores); without a margin, what ties with the positive,
+    up to rounding, stays. With `lam=0`, `contrast_anchors`
     and `contrast_positives` it is the published loss; the second term is the notes' own.
 
     Args:
@@ -185,7 +186,7 @@ def gist_embed_loss(
     def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
         with torch.no_grad():
             guide_positive_scores, guide_scores, itself = scored(batch(guide))
-            weights = weighted(guide_positive_scores, guide_scores, itself, [rule])
+            weights = weighted(guide_positive_scores, guide_scores, itself, [rule], guide_anchor.shape[1])
             guide_logits = relative_logits(guide_positive_scores, guide_scores, weights, guide_temperature)
         positive_scores, scores, _ = scored(batch(units(a, p, n)))
         losses = row_losses(positive_scores, scores, weights, temperature)
@@ -202,6 +203,7 @@ def gist_embed_loss(
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
         guide_z_p, _ = fill(task, guide, first, last, guide_logits)
+        tied(guide_logits, guide_z_p, guide_anchor.shape[1], torch.empty_like(guide_logits))
         gone = rule(guide_z_p[:, None], guide_logits).to(logits.dtype).neg_().add_(1)
         guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
         guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)

@@ -362,14 +362,6 @@ def test_on_a_cpu_a_rule_takes_fewer_rows_at_once_the_more_candidates_there_are(
         assert seen.numel == batch_size // blocks * (1024 + pool)
 
 
-@pytest.mark.parametrize(("block_size", "rows"), [(8, 5), (4, 3), (2, 2)])
-def test_blocks_are_about_equal_so_that_the_last_is_not_a_single_row(normal, largest, block_size, rows):
-    anchor, positive = normal(0, 9, 2), normal(1, 9, 2)
-    with largest() as seen:
-        info_nce(anchor, positive, block_size=block_size)
-    assert seen.numel == rows * 9
-
-
 def test_a_rule_may_answer_with_the_scores_themselves(normal):
     anchor, positive = normal(0, 6, 4).abs().requires_grad_(), normal(1, 6, 4).abs()
     same, copied = (
@@ -451,11 +443,44 @@ def test_weights_in_half_precision_count_at_their_value_and_multiply_exactly(nor
 
 
 @pytest.mark.parametrize("by_definition", [False, True])
-def test_a_copy_of_the_positive_ties_with_it_to_the_last_bit(normal, monkeypatch, by_definition):
-    anchor, positive = normal(0, 64, 33), normal(1, 33).expand(64, 33)
+@pytest.mark.parametrize("width", [1, 2, 5, 33, 384])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@each_layout
+def test_copies_of_the_positive_tie_with_it(normal, monkeypatch, layout, dtype, width, by_definition):
+    # the products of the last rows and columns are summed up another way than the rest, on every processor otherwise
+    shape, in_batch, symmetric = LAYOUTS[layout]
+    anchor, copy = normal(0, 29, width, dtype=dtype), normal(1, width, dtype=dtype)
+    negatives = {None: None, 2: copy.expand(31, width), 3: copy.expand(29, 7, width)}[len(shape) if shape else None]
+    options = {"in_batch": in_batch, "symmetric": symmetric, "block_size": 28}
+    if symmetric:
+        anchor = copy.expand(29, width)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
-    assert info_nce(anchor, positive, weigh=lambda s_p, s: (s > s_p).to(s)) == 0
-    assert info_nce(anchor, positive, weigh=lambda s_p, s: (s < s_p).to(s)) == 0
+    for apart in (torch.gt, torch.lt):
+
+        def rule(s_p, s, apart=apart):
+            return (apart(s, s_p) & (s > -torch.inf)).to(s)
+
+        assert info_nce(anchor, copy.expand(29, width), negatives, weigh=rule, **options) == 0
+
+
+@pytest.mark.parametrize("by_definition", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_is_further_from_the_positive_than_its_copies_does_not_tie(device, monkeypatch, dtype, by_definition):
+    # turned by 1 and by 6 eps: cosines 0.8 and 4.8 eps below 0.6, where up to 2 eps are a tie
+    eps = torch.finfo(dtype).eps
+    positive, across = torch.tensor([[3.0, 4.0], [-4.0, 3.0]], dtype=torch.float64, device=device)
+    negatives = torch.stack([positive + angle * across for angle in (eps, 6 * eps)]).to(dtype)
+    seen = []
+
+    def spy(s_p, s):
+        seen.append(torch.cat([s_p, s], dim=1))
+        return torch.ones_like(s)
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    anchor = torch.eye(2, dtype=dtype, device=device)[:1]
+    info_nce(anchor, positive[None].to(dtype), negatives[None], in_batch=False, weigh=spy)
+    s_p, copy, other = seen[0][0].double()
+    assert copy == s_p and 3 * eps < s_p - other < 7 * eps
 
 
 @each_layout

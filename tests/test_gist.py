@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import mathlib.gist
+from mathlib.contrastive import info_nce
 from mathlib.gist import gist_embed_loss
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -283,6 +284,23 @@ def test_a_guide_in_float32_takes_no_digits_from_a_student_in_float64(normal, mo
         options |= {"guide_anchor": axes, "guide_positive": axes, "guide_temperature": 0.5}
         found.append(losses_and_gradients(student, options))
     assert_close(*found, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("by_definition", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("width", [2, 33, 384])
+def test_what_is_a_copy_of_the_positive_to_the_guide_stays_without_a_margin(
+    normal, monkeypatch, dtype, width, by_definition
+):
+    # the last rows' and columns' products are summed up another way than the rest, on every processor otherwise
+    anchor, positive, negatives = normal(0, 29, 4), normal(1, 29, 4), normal(2, 31, 4)
+    copy = normal(3, width, dtype=dtype)
+    guide = {"guide_anchor": normal(4, 29, width, dtype=dtype), "guide_positive": copy.expand(29, width)}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    found = gist_embed_loss(
+        anchor, positive, negatives, **guide, guide_negatives=copy.expand(31, width), lam=0.0, block_size=28
+    )
+    assert_close(found, info_nce(anchor, positive, negatives))
 
 
 def test_autocast_changes_nothing(normal, device):

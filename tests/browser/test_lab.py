@@ -75,12 +75,11 @@ def test_a_chapter_runs_and_its_slider_asks_the_kernel(reader, lab, chapter):
         page.locator(".jp-RenderedText[data-mime-type$=error]"),
     )
     last.or_(error).first.wait_for()
-    page.keyboard.press("Control+s")
-    for _ in range(60):
-        cells = code_cells(chapter)
-        if any(cell.execution_count for cell in cells):
-            break
-        page.wait_for_timeout(500)
+    # Read once the server has answered: while it writes, the file is empty.
+    with page.expect_response(lambda answer: answer.request.method == "PUT" and CHAPTER in answer.url) as saved:
+        page.keyboard.press("Control+s")
+    assert saved.value.ok
+    cells = code_cells(chapter)
     assert [output for cell in cells for output in cell.outputs if output.output_type == "error"] == []
     assert [cell.execution_count for cell in cells] == [cell.execution_count for cell in known]
     assert [len(cell.outputs) for cell in cells] == [len(cell.outputs) for cell in known]
