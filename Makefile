@@ -13,6 +13,8 @@ PEERS := .venv-peers/$(SCRIPTS)
 INSTALLED := .venv/installed
 # Python compiles a module when it is first imported: most never are, and to compile them all takes a minute.
 INSTALL := -m pip install --no-compile
+# Then it must keep what it compiled, whatever the machine's setting: else each process does it again, torch in 4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book serve lab test test-browser peers bench coverage mutants notebooks clean
 
