@@ -123,7 +123,7 @@ def scroll_through(page):
     page.evaluate("""async () => {
         for (let y = 0; y < document.scrollingElement.scrollHeight; y += innerHeight) {
             scrollTo({top: y, behavior: "instant"});
-            await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+            await new Promise(requestAnimationFrame);
         }
         scrollTo({top: 0, behavior: "instant"});
         await document.fonts.ready;
