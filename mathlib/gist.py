@@ -71,9 +71,9 @@ def gist_embed_loss(
 
     g and s are the softmax probabilities of guide and student over the same candidates: the positive and
     what the guide lets stand. A candidate goes when the guide finds it more similar than the positive
-    less a margin (`false_negative_weights`, on the guide's scores); without a margin, what ties with the positive,
-    up to rounding, stays. With `lam=0`, `contrast_anchors`
-    and `contrast_positives` it is the published loss; the second term is the notes' own.
+    less a margin (`false_negative_weights`, on the guide's scores); without a margin, a copy of the positive
+    stays. With `lam=0`, `contrast_anchors` and `contrast_positives` it is the published loss; the second
+    term is the notes' own.
 
     Args:
         anchor: the student's embeddings, any scale.
