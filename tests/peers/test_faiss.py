@@ -32,9 +32,13 @@ def test_search_is_an_exact_index(normal, metric, block_size):
 
 
 def test_copies_have_the_same_scores_and_ours_come_in_the_order_of_their_index(normal):
-    # each document three times: which of the copies FAISS names, and in what order, is its own affair
-    queries, documents = normal(2, 20, 8, dtype=torch.float32), normal(3, 30, 8, dtype=torch.float32).repeat(3, 1)
-    scores, indices = search(queries, documents, k=9)
+    # each document three times: which of the copies FAISS names, and in what order, is its own affair. In integers,
+    # whose products no rounding sets apart
+    queries, documents = (
+        normal(seed, size, 8, dtype=torch.float32).mul(100).round() for seed, size in ((2, 20), (3, 30))
+    )
+    documents = documents.repeat(3, 1)
+    scores, indices = search(queries, documents, k=9, metric="dot")
     expected_scores, expected_indices = flat(queries, documents, 9)
     assert_close(scores, expected_scores)
     assert [set(row) for row in (indices % 30).tolist()] == [set(row) for row in (expected_indices % 30).tolist()]
