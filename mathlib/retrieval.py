@@ -87,8 +87,8 @@ def search(
 
     .. math:: \operatorname{top-}k_{\,d}\; q^\top d
 
-    Equal scores come in the order of their index; which of several documents that tie for the last
-    place is returned is left open. No gradient is recorded.
+    Equal scores come in the order of their index (rounding may set those of equal documents apart); which
+    of several documents that tie for the last place is returned is left open. No gradient is recorded.
 
     Args:
         queries: Q embeddings.

@@ -38,7 +38,7 @@ def test_copies_have_the_same_scores_and_ours_come_in_the_order_of_their_index(n
         normal(seed, size, 8, dtype=torch.float32).mul(100).round() for seed, size in ((2, 20), (3, 30))
     )
     documents = documents.repeat(3, 1)
-    scores, indices = search(queries, documents, k=9, metric="dot")
+    scores, indices = search(queries, documents, k=9)
     expected_scores, expected_indices = flat(queries, documents, 9)
     assert_close(scores, expected_scores)
     assert [set(row) for row in (indices % 30).tolist()] == [set(row) for row in (expected_indices % 30).tolist()]
