@@ -252,8 +252,8 @@ def mine_hard_negatives(
     positive far down costs its query the hardest negatives.
 
     Equal scores come in the order of their index (rounding may set those of equal documents apart); which
-    of several documents that tie for the last place is returned is left open. A score equal to the limit passes, up to rounding: to remove copies of
-    a positive, take a margin > 0. No gradient is recorded.
+    of several documents that tie for the last place is returned is left open. A score equal to the limit
+    passes, up to rounding: to remove copies of a positive, take a margin > 0. No gradient is recorded.
 
     Args:
         queries: Q embeddings, any scale.
