@@ -238,7 +238,7 @@ def info_nce(
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weights = weighted(s_p, scores, None, rules, anchor.shape[1], spare)
         if weights is not None:
-            if weights.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr():
+            if weights.untyped_storage().data_ptr() == spare.untyped_storage().data_ptr():
                 weights = weights.clone()  # the rule answered with the scores, which are about to be overwritten
             s_p, scores = s_p / temperature, scores.div_(temperature)
             scores.sub_(torch.eq(weights, 0, out=spare), alpha=removal(scores.dtype))
@@ -329,13 +329,13 @@ def weighted(
     itself: Tensor | None,
     rules: list[Rule],
     features: int,
-    spare: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor | None:
     """The product of the rules' weights, 1 where the candidate is the row's own positive (or the row itself)."""
     weights: Tensor | None = None
     with torch.no_grad():
         if rules:
-            candidate_scores = tied(candidate_scores, positive_scores, features, spare)
+            candidate_scores = tied(candidate_scores, positive_scores, features, out)
         for rule in rules:
             given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:

@@ -203,8 +203,8 @@ def gist_embed_loss(
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
         guide_z_p, _ = fill(task, guide, first, last, guide_logits)
-        tied(guide_logits, guide_z_p, guide_anchor.shape[1], torch.empty_like(guide_logits))
-        gone = rule(guide_z_p[:, None], guide_logits).to(logits.dtype).neg_().add_(1)
+        guide_scores = tied(guide_logits, guide_z_p, guide_anchor.shape[1])
+        gone = rule(guide_z_p[:, None], guide_scores).to(logits.dtype).neg_().add_(1)
         guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
         guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)
         for matrix in (logits, guide_logits):

@@ -143,12 +143,12 @@ def products(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT
 
 
-def tied(scores: Tensor, positive_scores: Tensor, features: int, spare: Tensor | None = None) -> Tensor:
-    """Scores [R, C], equal to the positive's [R] where rounding alone may have set them apart; with spare, in place.
+def tied(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:
+    """Scores [R, C], but the positive's [R] where rounding alone may have set the two apart.
 
     A product's last bits depend on where in a matrix it stands, so that a copy of the positive would be above it,
     below it or neither, as the processor likes. Two sums of D products of unit vectors are at most D eps apart.
     """
     positive_scores = positive_scores[:, None]
-    near = torch.sub(scores, positive_scores, out=spare).abs_() <= features * torch.finfo(scores.dtype).eps
-    return torch.where(near, positive_scores, scores, out=None if spare is None else scores)
+    near = torch.sub(scores, positive_scores, out=out).abs_() <= features * torch.finfo(scores.dtype).eps
+    return torch.where(near, positive_scores, scores, out=out)

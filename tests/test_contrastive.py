@@ -551,6 +551,26 @@ def test_ties_share_equally(device, dtype, temperature):
     assert_close(loss, torch.full_like(loss, math.log(4)))
 
 
+@pytest.mark.parametrize("by_definition", [False, True])
+def test_a_rule_sees_a_tie_where_the_loss_sees_a_difference(device, monkeypatch, by_definition):
+    # in 384 features of float32 up to 4.6e-5 may be rounding: cosines of 0.6 and, turned by 3e-5, of 0.6 - 2.4e-5
+    positive, negative = torch.zeros(2, 1, 384, dtype=torch.float64, device=device)
+    positive[0, :2] = torch.tensor([0.6, 0.8])
+    negative[0, :2] = torch.tensor([math.cos(math.acos(0.6) + 3e-5), math.sin(math.acos(0.6) + 3e-5)])
+    anchor = torch.eye(1, 384, device=device)
+    seen = []
+
+    def spy(s_p, s):
+        seen.append((s - s_p).abs().max())
+        return torch.ones_like(s)
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    options = {"temperature": 1e-4, "in_batch": False, "weigh": spy}
+    loss = info_nce(anchor, positive.float(), negative.float()[None], **options)
+    assert seen == [0]
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.24)), abs=1e-3)
+
+
 @each_layout
 def test_one_feature_is_enough(normal, layout):
     tensors, options = batch(normal, layout)

@@ -303,6 +303,22 @@ def test_what_is_a_copy_of_the_positive_to_the_guide_stays_without_a_margin(
     assert_close(found, info_nce(anchor, positive, negatives))
 
 
+@pytest.mark.parametrize("by_definition", [False, True])
+def test_the_divergence_sees_the_differences_of_the_guide_scores_that_tie(device, monkeypatch, by_definition):
+    # in 384 features of float32 up to 4.6e-5 may be rounding: cosines of 0.6 and, turned by 3e-5, of 0.6 - 2.4e-5
+    angles = [math.acos(0.6), math.acos(0.6) + 3e-5]
+    rows = torch.tensor([[math.cos(x), math.sin(x)] + [0.0] * 382 for x in angles], device=device)
+    anchor = torch.eye(1, 384, device=device)
+    guide = {"guide_anchor": anchor, "guide_positive": rows[:1], "guide_negatives": rows[None, 1:]}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: by_definition)
+    # the student's two scores are equal, the guide's logits 0.24 apart
+    options = {"guide_temperature": 1e-4, "in_batch": False}
+    loss = gist_embed_loss(anchor, anchor, anchor[None], **guide, **options, lam=1.0)
+    g = 1 / (1 + math.exp(-0.24))
+    divergence = g * math.log(2 * g) + (1 - g) * math.log(2 * (1 - g))
+    assert loss.item() == pytest.approx(math.log(2) + divergence, abs=1e-4)
+
+
 def test_autocast_changes_nothing(normal, device):
     student, options = batch(normal, "batch, pool, anchors and positives", dtype=torch.float32)
     expected = gist_embed_loss(*student, **options)
