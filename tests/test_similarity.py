@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mathlib import cosine_similarity, similarity_matrix
+from mathlib.similarity import tied
 
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [*HALVES, torch.float32, torch.float64]
@@ -40,6 +41,16 @@ def test_every_row_meets_every_row(device):
     assert_close(similarity_matrix(a, b), cosines)
     assert_close(similarity_matrix(a, b, metric="cosine"), cosines)
     assert_close(similarity_matrix(a, b, metric="dot"), products)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_up_to_as_many_eps_as_there_are_features_are_a_tie(device, dtype):
+    # numbers between 1 / 2 and 1 are half an eps apart: all of these are exact
+    eps = torch.finfo(dtype).eps
+    apart = torch.tensor([[-2.5, -2.0, 0.0, 1.5, 2.0, 2.5, -math.inf]], dtype=torch.float64, device=device)
+    scores = (0.75 + apart * eps).to(dtype)
+    expected = (0.75 + torch.tensor([[-2.5, 0.0, 0.0, 0.0, 0.0, 2.5, -math.inf]]).to(apart) * eps).to(dtype)
+    assert torch.equal(tied(scores, torch.tensor([0.75], dtype=dtype, device=device), 2), expected)
 
 
 # By a loop over Python floats
