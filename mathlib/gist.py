@@ -19,6 +19,7 @@ tensor(0.)
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,7 @@ from mathlib.contrastive import (
 )
 from mathlib.distributed import check_same_on_ranks, untraced, world_size
 from mathlib.false_negatives import false_negative_weights
-from mathlib.similarity import tied, unit
+from mathlib.similarity import unit
 
 
 def gist_embed_loss(
@@ -203,8 +204,8 @@ def gist_embed_loss(
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
         guide_z_p, _ = fill(task, guide, first, last, guide_logits)
-        guide_scores = tied(guide_logits, guide_z_p, guide_anchor.shape[1])
-        gone = rule(guide_z_p[:, None], guide_scores).to(logits.dtype).neg_().add_(1)
+        weights: Any = weighted(guide_z_p, guide_logits, None, [rule], guide_anchor.shape[1])
+        gone = weights.to(logits.dtype).neg_().add_(1)
         guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
         guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)
         for matrix in (logits, guide_logits):
@@ -226,7 +227,7 @@ def gist_embed_loss(
         by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
         return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
 
-    # blocks of the student's scores, the guide's, and the rule's weights
+    # blocks of the student's scores, the guide's, those that the rule sees, and its weights
     task = Task(slopes, plain, rows, in_batch, divided=True, among=among, block_size=block_size, least_rows=160)
     return blockwise(task, reduction, anchor, positive, negatives, temperature)
 

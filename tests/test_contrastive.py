@@ -450,7 +450,7 @@ def test_copies_of_the_positive_tie_with_it(normal, monkeypatch, layout, dtype, 
     # the products of the last rows and columns are summed up another way than the rest, on every processor otherwise
     shape, in_batch, symmetric = LAYOUTS[layout]
     anchor, copy = normal(0, 29, width, dtype=dtype), normal(1, width, dtype=dtype)
-    negatives = {None: None, 2: copy.expand(31, width), 3: copy.expand(29, 7, width)}[len(shape) if shape else None]
+    negatives = None if shape is None else copy.expand(*((31,) if len(shape) == 2 else (29, 7)), width)
     options = {"in_batch": in_batch, "symmetric": symmetric, "block_size": 28}
     if symmetric:
         anchor = copy.expand(29, width)
