@@ -6,6 +6,7 @@ corpus), `preference` (two answers), `gist` (a guide), `attention` (a query that
 `distributed` (several processes).
 """
 
+from mathlib._namesake import refuse_namesake
 from mathlib.attention import MultiHeadAttention, attention
 from mathlib.contrastive import contrastive_loss, info_nce
 from mathlib.distributed import gather_with_grad
@@ -45,3 +46,5 @@ __all__ = [
     "similarity_matrix",
     "top_k_negatives",
 ]
+
+refuse_namesake()
