@@ -6,22 +6,21 @@ corpus), `preference` (two answers), `gist` (a guide), `attention` (a query that
 `distributed` (several processes).
 """
 
-from mathlib._namesake import refuse_namesake
-from mathlib.attention import MultiHeadAttention, attention
-from mathlib.contrastive import contrastive_loss, info_nce
-from mathlib.distributed import gather_with_grad
-from mathlib.false_negatives import false_negative_weights
-from mathlib.gist import gist_embed_loss
-from mathlib.hard_negatives import (
+from mathlib._attention import MultiHeadAttention, attention
+from mathlib._contrastive import contrastive_loss, info_nce
+from mathlib._distributed import gather_with_grad
+from mathlib._false_negatives import false_negative_weights
+from mathlib._gist import gist_embed_loss
+from mathlib._hard_negatives import (
     curriculum,
     hard_negatives,
     mine_hard_negatives,
     semi_hard_negatives,
     top_k_negatives,
 )
-from mathlib.preference import dpo_loss, sequence_log_prob
-from mathlib.retrieval import DualEncoder, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
-from mathlib.similarity import cosine_similarity, similarity_matrix
+from mathlib._preference import dpo_loss, sequence_log_prob
+from mathlib._retrieval import DualEncoder, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
+from mathlib._similarity import cosine_similarity, similarity_matrix
 
 __all__ = [
     "DualEncoder",

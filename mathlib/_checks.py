@@ -5,42 +5,83 @@ are, so no check makes a GPU wait.
 """
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+FLOATING, BOOL, INTEGER = "a floating-point", "a bool", "an integer"
 
-def check_tensor(name: str, value: object, *shapes: str, kinds: tuple[str, ...] = ("a floating-point",)) -> None:
-    """Raise unless value is a tensor of one of the kinds, of as many axes as one of the shapes."""
+
+def check_tensor(name: str, value: object, kinds: Sequence[str] = (FLOATING,)) -> None:
+    """Raise unless value is a tensor of one of the kinds of dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, was {type(value).__name__}")
     if value.is_floating_point():
-        kind: str | None = "a floating-point"
+        kind: str | None = FLOATING
     elif value.dtype == torch.bool:
-        kind = "a bool"
+        kind = BOOL
     else:
-        kind = None if value.is_complex() else "an integer"
+        kind = None if value.is_complex() else INTEGER
     if kind not in kinds:
         raise TypeError(f"{name} must have {' or '.join(kinds)} dtype, was {value.dtype}")
-    if shapes and value.ndim not in [len(shape.split()) for shape in shapes]:
-        wanted = " or ".join(f"[{', '.join(shape.split())}]" for shape in shapes)
-        raise ValueError(f"{name} must have shape {wanted}, was {list(value.shape)}")
+
+
+def check_shapes(
+    *given: tuple[str, Tensor, str], kind: str = FLOATING, sizes: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Raise unless each (name, value, shape) is a tensor of that shape, all of one dtype and on one device.
+
+    A shape is letters, "B D", or alternatives, "N D | B N D". A letter stands for the same size wherever it occurs,
+    starting with the given sizes; "1" stands for itself, "..." at the start for any further axes. Returns the sizes.
+    """
+    sizes = dict(sizes or {})
+    for name, value, shapes in given:
+        check_tensor(name, value, (kind,))
+        check_alike(name, value, *given[0][:2])
+        alternatives = [shape.split() for shape in shapes.split(" | ")]
+        fitting = [found for found in (bound(letters, value.shape, sizes) for letters in alternatives) if found]
+        if not fitting:
+            wanted = " or ".join(described(letters, sizes) for letters in alternatives)
+            raise ValueError(f"{name} must have shape {wanted}, was {list(value.shape)}")
+        sizes = fitting[0]
+    return sizes
+
+
+def bound(letters: list[str], shape: Sequence[int], sizes: dict[str, int]) -> dict[str, int] | None:
+    """The sizes, and those that the shape gives to further letters; None if it does not fit."""
+    if letters[0] == "...":
+        letters = letters[1:]
+        shape = shape[max(len(shape) - len(letters), 0) :]
+    if len(shape) != len(letters):
+        return None
+    sizes = dict(sizes)
+    for letter, size in zip(letters, shape, strict=True):
+        if size != (1 if letter == "1" else sizes.setdefault(letter, size)):
+            return None
+    return sizes
+
+
+def described(letters: list[str], sizes: dict[str, int]) -> str:
+    """[B, D], or where a size is known [B, D] = [4, D]."""
+    shape = f"[{', '.join(letters)}]"
+    known = f"[{', '.join(str(sizes.get(letter, letter)) for letter in letters)}]"
+    return shape if known == shape else f"{shape} = {known}"
 
 
 def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless both tensors share dtype and device."""
     if value.dtype != other.dtype:
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, was {value.dtype}")
+    check_device(name, value, other_name, other)
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless both tensors are on one device."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, was {value.device}")
-
-
-def check_size(name: str, value: Tensor, axis: int, size: int, meaning: str) -> None:
-    """Raise unless value has that many entries along the axis."""
-    if value.shape[axis] != size:
-        raise ValueError(f"{name} must have {size} {meaning} along axis {axis}, was {list(value.shape)}")
 
 
 def check_some(name: str, value: Tensor, axis: int, meaning: str) -> None:
@@ -59,14 +100,24 @@ def check_number(
     below: float = math.inf,
 ) -> None:
     """Raise unless value is a finite real number with above < value < below and least <= value <= most."""
-    limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
-    limits += [f"<= {most:g}"] * (most < math.inf) + [f"< {below:g}"] * (below < math.inf)
-    wanted = " and ".join(["a finite number", *limits])
-    if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):  # torch divides by no fraction
+    limits = [(">", above, -math.inf), (">=", least, -math.inf), ("<=", most, math.inf), ("<", below, math.inf)]
+    given = [f"{sign} {limit:g}" for sign, limit, none in limits if limit != none]
+    wanted = " and ".join(["a finite number", *given])
+    if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):  # torch cannot divide by a Fraction
         raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
     # not math.isfinite: torch.compile cannot trace it once a schedule changes the number
     if not (-math.inf < value < math.inf and above < value < below and least <= value <= most):  # type: ignore[operator]
         raise ValueError(f"{name} must be {wanted}, was {value}")
+
+
+def check_temperature(name: str, value: object, other: Tensor) -> None:
+    """Raise unless value is a number > 0 or a 0-d floating-point tensor on other's device."""
+    if not isinstance(value, Tensor):
+        return check_number(name, value, above=0)
+    check_tensor(name, value)
+    if value.ndim:
+        raise ValueError(f"{name} must be a number or a 0-d tensor, was {list(value.shape)}")
+    check_device(name, value, "the scores", other)
 
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None, most_meaning: str = "") -> None:

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # temperature=1 is as good as temperature=1.0.
 beartype_with_int_as_float = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-# The signatures' shapes are checked in tests only. mathlib.book is left out: its annotations are no
-# shapes, and Sphinx inspects some of its functions.
-MODULES = [f"mathlib.{path.stem}" for path in Path(__file__).parents[1].glob("mathlib/[!_]*.py")]
+# The signatures' shapes are checked in tests only, in the modules of the public functions: those that they share
+# (and mathlib.book) have no shapes in their annotations.
+SHARED = {"__init__", "_blockwise", "_checks", "_rows"}
+MODULES = [f"mathlib.{path.stem}" for path in Path(__file__).parents[1].glob("mathlib/*.py") if path.stem not in SHARED]
 jaxtyping.install_import_hook(MODULES, "conftest.beartype_with_int_as_float")
 
 # No database and no clock: a test that passed yesterday passes today.

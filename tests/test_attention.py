@@ -5,15 +5,13 @@ import runpy
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import DTYPES, HALVES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from mathlib.attention import MultiHeadAttention, attention
-
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.float32, torch.float64]
+from mathlib import MultiHeadAttention, attention
 
 both_paths = pytest.mark.parametrize("return_weights", [False, True], ids=["fused", "plain"])
 
@@ -735,17 +733,17 @@ def refused(call, error, message):
         *mask_errors,
         ({"key": None}, TypeError, "key must be a torch.Tensor, was NoneType"),
         ({"query": torch.zeros(4)}, ValueError, "query must have shape [..., L, D], was [4]"),
-        ({"key": torch.zeros(4)}, ValueError, "key must have shape [..., S, D], was [4]"),
-        ({"value": torch.zeros(())}, ValueError, "value must have shape [..., S, E], was []"),
+        ({"key": torch.zeros(4)}, ValueError, "key must have shape [..., S, D] = [..., S, 4], was [4]"),
+        ({"value": torch.zeros(())}, ValueError, "value must have shape [..., S, E] = [..., 5, E], was []"),
         (
             {"query": torch.zeros(2, 3, 0), "key": torch.zeros(2, 5, 0)},
             ValueError,
             "query must have at least one feature, was [2, 3, 0]",
         ),
-        ({"key": torch.zeros(2, 5, 3)}, ValueError, "key must have 4 features along axis -1, was [2, 5, 3]"),
-        ({"key": torch.zeros(2, 5, 1)}, ValueError, "key must have 4 features along axis -1, was [2, 5, 1]"),
-        ({"value": torch.zeros(2, 4, 6)}, ValueError, "value must have 5 rows along axis -2, was [2, 4, 6]"),
-        ({"value": torch.zeros(2, 1, 6)}, ValueError, "value must have 5 rows along axis -2, was [2, 1, 6]"),
+        ({"key": torch.zeros(2, 5, 3)}, ValueError, "key must have shape [..., S, D] = [..., S, 4], was [2, 5, 3]"),
+        ({"key": torch.zeros(2, 5, 1)}, ValueError, "key must have shape [..., S, D] = [..., S, 4], was [2, 5, 1]"),
+        ({"value": torch.zeros(2, 4, 6)}, ValueError, "value must have shape [..., S, E] = [..., 5, E], was [2, 4, 6]"),
+        ({"value": torch.zeros(2, 1, 6)}, ValueError, "value must have shape [..., S, E] = [..., 5, E], was [2, 1, 6]"),
         (good((3, 0), (5, 0), (5, 6)), ValueError, "query must have at least one feature, was [3, 0]"),
         (
             {"key": torch.zeros(3, 5, 4)},
@@ -773,15 +771,35 @@ def test_attention_says_what_is_wrong(bad_input, wrong, error, message):
         *tensor_errors,
         *mask_errors,
         ({"key": None}, ValueError, "key must be given when value is given"),
-        ({"query": torch.zeros(3, 4)}, ValueError, "query must have shape [B, L, d_model], was [3, 4]"),
-        ({"key": torch.zeros(1, 2, 5, 4)}, ValueError, "key must have shape [B, S, d_model], was [1, 2, 5, 4]"),
-        ({"value": torch.zeros(5, 4)}, ValueError, "value must have shape [B, S, d_model], was [5, 4]"),
-        ({"query": torch.zeros(2, 3, 5)}, ValueError, "query must have 4 features along axis 2, was [2, 3, 5]"),
-        ({"key": torch.zeros(2, 5, 3)}, ValueError, "key must have 4 features along axis 2, was [2, 5, 3]"),
-        ({"value": torch.zeros(2, 5, 1)}, ValueError, "value must have 4 features along axis 2, was [2, 5, 1]"),
-        ({"key": torch.zeros(1, 5, 4)}, ValueError, "key must have 2 sequences along axis 0, was [1, 5, 4]"),
-        ({"value": torch.zeros(3, 5, 4)}, ValueError, "value must have 2 sequences along axis 0, was [3, 5, 4]"),
-        ({"value": torch.zeros(2, 1, 4)}, ValueError, "value must have 5 rows along axis 1, was [2, 1, 4]"),
+        ({"query": torch.zeros(3, 4)}, ValueError, "query must have shape [B, L, d_model] = [B, L, 4], was [3, 4]"),
+        (
+            {"key": torch.zeros(1, 2, 5, 4)},
+            ValueError,
+            "key must have shape [B, S, d_model] = [2, S, 4], was [1, 2, 5, 4]",
+        ),
+        ({"value": torch.zeros(5, 4)}, ValueError, "value must have shape [B, S, d_model] = [2, 5, 4], was [5, 4]"),
+        (
+            {"query": torch.zeros(2, 3, 5)},
+            ValueError,
+            "query must have shape [B, L, d_model] = [B, L, 4], was [2, 3, 5]",
+        ),
+        ({"key": torch.zeros(2, 5, 3)}, ValueError, "key must have shape [B, S, d_model] = [2, S, 4], was [2, 5, 3]"),
+        (
+            {"value": torch.zeros(2, 5, 1)},
+            ValueError,
+            "value must have shape [B, S, d_model] = [2, 5, 4], was [2, 5, 1]",
+        ),
+        ({"key": torch.zeros(1, 5, 4)}, ValueError, "key must have shape [B, S, d_model] = [2, S, 4], was [1, 5, 4]"),
+        (
+            {"value": torch.zeros(3, 5, 4)},
+            ValueError,
+            "value must have shape [B, S, d_model] = [2, 5, 4], was [3, 5, 4]",
+        ),
+        (
+            {"value": torch.zeros(2, 1, 4)},
+            ValueError,
+            "value must have shape [B, S, d_model] = [2, 5, 4], was [2, 1, 4]",
+        ),
         (
             {name: x.double() for name, x in GOOD_SEQUENCES.items()},
             TypeError,

@@ -6,7 +6,17 @@ import numpy
 import pytest
 import torch
 
-from mathlib._checks import check_choice, check_count, check_flag, check_number, check_size, check_tensor
+from mathlib._checks import (
+    BOOL,
+    FLOATING,
+    INTEGER,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_shapes,
+    check_tensor,
+)
 
 # Each check is also tested through the public functions; here is what none of those can reach.
 
@@ -62,20 +72,17 @@ def test_counts_flags_choices_and_tensors_that_are_right_pass():
     check_flag("f", False)
     check_choice("c", "a", ("a", "b"))
     check_tensor("x", torch.zeros(()))
-    check_tensor("x", torch.zeros(2, 3, dtype=torch.bfloat16), "B", "B D")
-    check_tensor("x", torch.zeros(2, dtype=torch.int32), "B", kinds=("an integer",))
-    check_tensor("x", torch.zeros(2, dtype=torch.bool), kinds=("a bool", "a floating-point"))
-    check_tensor("x", torch.zeros(2, dtype=torch.float16), kinds=("a bool", "a floating-point"))
-    check_size("x", torch.zeros(2, 3), -1, 3, "features")
+    check_tensor("x", torch.zeros(2, dtype=torch.bool), (BOOL, FLOATING))
+    check_tensor("x", torch.zeros(2, dtype=torch.float16), (BOOL, FLOATING))
 
 
 @pytest.mark.parametrize(
     "dtype, kinds, message",
     [
-        (torch.int64, ("a bool", "a floating-point"), "x must have a bool or a floating-point dtype, was torch.int64"),
-        (torch.bool, ("an integer",), "x must have an integer dtype, was torch.bool"),
-        (torch.complex64, ("an integer",), "x must have an integer dtype, was torch.complex64"),
-        (torch.float32, ("a bool",), "x must have a bool dtype, was torch.float32"),
+        (torch.int64, (BOOL, FLOATING), "x must have a bool or a floating-point dtype, was torch.int64"),
+        (torch.bool, (INTEGER,), "x must have an integer dtype, was torch.bool"),
+        (torch.complex64, (INTEGER,), "x must have an integer dtype, was torch.complex64"),
+        (torch.float32, (BOOL,), "x must have a bool dtype, was torch.float32"),
     ],
 )
 def test_a_tensor_of_another_kind_is_told_all_kinds_that_are_right(dtype, kinds, message):
@@ -89,4 +96,57 @@ def test_a_complex_tensor_is_called_so():
         check_tensor("x", torch.zeros(2, dtype=torch.complex64))
     assert str(caught.value) == "x must have a floating-point dtype, was torch.complex64"
     with pytest.raises(TypeError):
-        check_tensor("x", torch.zeros(2, dtype=torch.complex64), kinds=("an integer", "a bool"))
+        check_tensor("x", torch.zeros(2, dtype=torch.complex64), kinds=(INTEGER, BOOL))
+
+
+def test_a_letter_stands_for_one_size_wherever_it_occurs():
+    x = torch.zeros(4, 8)
+    assert check_shapes(("x", x, "B D")) == {"B": 4, "D": 8}
+    assert check_shapes(("x", x, "B D"), ("y", torch.zeros(3, 8), "N D | B N D")) == {"B": 4, "D": 8, "N": 3}
+    assert check_shapes(("x", x, "B D"), ("y", torch.zeros(4, 2, 8), "N D | B N D")) == {"B": 4, "D": 8, "N": 2}
+    assert check_shapes(("x", x, "... D"), ("y", torch.zeros(8), "... D")) == {"D": 8}
+    assert check_shapes(("x", torch.zeros(4, 1), "B 1"), ("y", x, "B C"), sizes={"C": 8}) == {"B": 4, "C": 8}
+    assert check_shapes(("x", x.int(), "B D"), kind=INTEGER) == {"B": 4, "D": 8}
+
+
+def test_the_given_sizes_are_not_changed():
+    sizes = {"B": 4}
+    check_shapes(("x", torch.zeros(4, 8), "B D"), sizes=sizes)
+    assert sizes == {"B": 4}
+
+
+@pytest.mark.parametrize(
+    "given, sizes, message",
+    [
+        ([((4,), "B D")], {}, "x0 must have shape [B, D], was [4]"),
+        ([((4, 8), "B D"), ((5, 8), "B D")], {}, "x1 must have shape [B, D] = [4, 8], was [5, 8]"),
+        ([((4, 8), "B D"), ((4, 8), "D E")], {}, "x1 must have shape [D, E] = [8, E], was [4, 8]"),
+        ([((4, 8), "D D")], {}, "x0 must have shape [D, D], was [4, 8]"),
+        ([((4, 2), "B 1")], {}, "x0 must have shape [B, 1], was [4, 2]"),
+        ([((4, 8), "B D")], {"B": 3}, "x0 must have shape [B, D] = [3, D], was [4, 8]"),
+        ([((), "... D")], {}, "x0 must have shape [..., D], was []"),
+        ([((8,), "... D"), ((4, 8, 7), "... D")], {}, "x1 must have shape [..., D] = [..., 8], was [4, 8, 7]"),
+        (
+            [((4, 8), "B D"), ((5, 2, 8), "N D | B N D")],
+            {},
+            "x1 must have shape [N, D] = [N, 8] or [B, N, D] = [4, N, 8], was [5, 2, 8]",
+        ),
+        # what an alternative that does not fit has read binds nothing
+        ([((4, 8), "B D | D B E"), ((8, 3), "B D")], {}, "x1 must have shape [B, D] = [4, 8], was [8, 3]"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_told_the_letters_and_their_sizes(given, sizes, message):
+    tensors = [(f"x{i}", torch.zeros(shape), letters) for i, (shape, letters) in enumerate(given)]
+    with pytest.raises(ValueError) as caught:
+        check_shapes(*tensors, sizes=sizes)
+    assert str(caught.value) == message
+
+
+def test_all_have_the_dtype_and_the_device_of_the_first():
+    x = torch.zeros(2)
+    with pytest.raises(TypeError, match="^y must have the dtype of x, torch.float32, was torch.float64$"):
+        check_shapes(("x", x, "B"), ("y", x.double(), "B"))
+    with pytest.raises(ValueError, match="^y must be on the device of x, cpu, was meta$"):
+        check_shapes(("x", x, "B"), ("y", x.to("meta"), "B"))
+    with pytest.raises(TypeError, match="^x must have a bool dtype, was torch.float32$"):
+        check_shapes(("x", x, "B"), kind=BOOL)

@@ -5,37 +5,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import DTYPES, LAYOUTS, batch, cosine, info_nce_by_hand, lists, row_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import mathlib.contrastive
+import mathlib._contrastive
 from mathlib import contrastive_loss, info_nce
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-# how candidates reach info_nce: the shape of negatives, in_batch, symmetric
-LAYOUTS = {
-    "batch": (None, True, False),
-    "batch, both directions": (None, True, True),
-    "batch and pool": ((3, 3), True, False),
-    "batch and pool, both directions": ((3, 3), True, True),
-    "batch and every anchor's own": ((5, 2, 3), True, False),
-    "pool": ((3, 3), False, False),
-    "own": ((5, 2, 3), False, False),
-}
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
-
-
-def batch(normal, layout, seed=0, dtype=torch.float64):
-    """Five anchors, positives and negatives of 3 features, and the options that say how they are used.
-
-    Blocks of them, of 2 rows and of 3, differ in length.
-    """
-    shape, in_batch, symmetric = LAYOUTS[layout]
-    negatives = None if shape is None else normal(seed + 2, *shape, dtype=dtype)
-    tensors = [normal(seed, 5, 3, dtype=dtype), normal(seed + 1, 5, 3, dtype=dtype), negatives]
-    return tensors, {"in_batch": in_batch, "symmetric": symmetric}
 
 
 def losses_and_gradients(tensors, temperature=0.3, forward=nullcontext(), **options):
@@ -119,44 +97,14 @@ def test_defaults_are_temperature_0_05_in_batch_one_direction_and_the_mean(devic
     assert info_nce(anchor, positive).item() == pytest.approx(by_hand, rel=1e-13)
 
 
-# By a loop over Python floats
-
-
-def loop_row(s_p, scores, weights, temperature):
-    """The notes' formula: -log of the positive's share."""
-    exps = math.fsum(w * math.exp(s / temperature) for s, w in zip(scores, weights, strict=True))
-    return -math.log(math.exp(s_p / temperature) / (math.exp(s_p / temperature) + exps))
-
-
-def loop_cosine(a, b):
-    dot, aa, bb = (math.fsum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
-    return dot / math.sqrt(aa * bb)
-
-
-def loop_info_nce(anchor, positive, negatives, temperature, in_batch, symmetric, weigh):
-    losses = []
-    for b, a in enumerate(anchor):
-        candidates = []
-        if in_batch:
-            candidates += [p for i, p in enumerate(positive) if i != b]
-        if negatives is not None and isinstance(negatives[0][0], float):
-            candidates += negatives
-        elif negatives is not None:
-            candidates += [n for i, own in enumerate(negatives) if in_batch or i == b for n in own]
-        s_p = loop_cosine(a, positive[b])
-        scores = [loop_cosine(a, candidate) for candidate in candidates]
-        losses.append(loop_row(s_p, scores, [weigh(s_p, s) for s in scores], temperature))
-    if symmetric:
-        backward = loop_info_nce(positive, anchor, None, temperature, True, False, weigh)
-        losses = [(x + y) / 2 for x, y in zip(losses, backward, strict=True)]
-    return losses
+# By a loop over Python floats (by_hand.py)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 30.0])
 def test_contrastive_loss_is_the_loop(normal, temperature):
     positive, negatives, weights = normal(0, 4), normal(1, 4, 5), normal(2, 4, 5).exp()
     rows = zip(positive.tolist(), negatives.tolist(), weights.tolist(), strict=True)
-    expected = [loop_row(*row, temperature) for row in rows]
+    expected = [row_loss(*row, temperature) for row in rows]
     ours = contrastive_loss(positive, negatives, temperature=temperature, weights=weights, reduction="none")
     assert ours.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
@@ -165,8 +113,8 @@ def test_contrastive_loss_is_the_loop(normal, temperature):
 @pytest.mark.parametrize("rule", [None, half_if_harder, remove_if_easy, smooth])
 def test_info_nce_is_the_loop(normal, layout, rule):
     tensors, options = batch(normal, layout)
-    lists = [x if x is None else x.tolist() for x in tensors]
-    expected = loop_info_nce(*lists, temperature=0.3, **options, weigh=rule or (lambda s_p, s: 1.0))
+    weigh = {} if rule is None else {"weigh": lambda s_p, scores: [rule(s_p, s) for s in scores]}
+    expected = info_nce_by_hand(*lists(tensors), **options, **weigh)
     ours = info_nce(*tensors, temperature=0.3, **options, weigh=rule, reduction="none")
     assert ours.tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -390,7 +338,7 @@ def test_a_rule_sees_each_row_once_without_gradient_and_never_the_positive(norma
     assert len(seen) == calls * (1 + options["symmetric"])
 
     def cosines(a, candidates):
-        return torch.tensor([[loop_cosine(x, y) for y in candidates.tolist()] for x in a.tolist()]).to(anchor)
+        return torch.tensor([[cosine(x, y) for y in candidates.tolist()] for x in a.tolist()]).to(anchor)
 
     itself = torch.eye(5, dtype=torch.bool, device=anchor.device)
     directions = [(anchor, positive, negatives)] + [(positive, anchor, None)] * options["symmetric"]
@@ -575,8 +523,7 @@ def test_a_rule_sees_a_tie_where_the_loss_sees_a_difference(device, monkeypatch,
 def test_one_feature_is_enough(normal, layout):
     tensors, options = batch(normal, layout)
     tensors = [x if x is None else x[..., :1] for x in tensors]
-    lists = [x if x is None else x.tolist() for x in tensors]
-    expected = loop_info_nce(*lists, temperature=0.3, **options, weigh=lambda s_p, s: 1.0)
+    expected = info_nce_by_hand(*lists(tensors), **options)
     assert info_nce(*tensors, temperature=0.3, **options, reduction="none").tolist() == pytest.approx(expected)
 
 
@@ -820,7 +767,7 @@ def test_forward_mode_derivatives_are_refused(normal):
 @pytest.fixture(scope="module")
 def unhooked():
     """The module run as a file: the check of shapes wraps inner functions too, and dynamo can't trace that."""
-    return runpy.run_path(mathlib.contrastive.__file__)
+    return runpy.run_path(mathlib._contrastive.__file__)
 
 
 @pytest.mark.parametrize("layout, block_size", [("batch and pool, both directions", 3), ("own", None)])
@@ -937,17 +884,17 @@ reduction_errors = [
             "negative_scores must have the dtype of positive_scores, torch.float32, was torch.float64",
         ),
         ({"positive_scores": torch.zeros(2, 1)}, ValueError, "positive_scores must have shape [B], was [2, 1]"),
-        ({"negative_scores": torch.zeros(2)}, ValueError, "negative_scores must have shape [B, N], was [2]"),
+        ({"negative_scores": torch.zeros(2)}, ValueError, "negative_scores must have shape [B, N] = [2, N], was [2]"),
         (
             {"negative_scores": torch.zeros(3, 3)},
             ValueError,
-            "negative_scores must have 2 rows along axis 0, was [3, 3]",
+            "negative_scores must have shape [B, N] = [2, N], was [3, 3]",
         ),
-        ({"weights": torch.ones(3)}, ValueError, "weights must have shape [B, N], was [3]"),
+        ({"weights": torch.ones(3)}, ValueError, "weights must have shape [B, N] = [2, 3], was [3]"),
         (
             {"weights": torch.ones(2, 1)},
             ValueError,
-            "weights must have the shape of negative_scores, [2, 3], was [2, 1]",
+            "weights must have shape [B, N] = [2, 3], was [2, 1]",
         ),
         (
             {"negative_scores": torch.zeros(2, 3, device="meta")},
@@ -998,15 +945,39 @@ def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
             "negatives must have the dtype of anchor, torch.float32, was torch.float64",
         ),
         ({"anchor": torch.ones(3)}, ValueError, "anchor must have shape [B, D], was [3]"),
-        ({"positive": torch.ones(2, 1, 3)}, ValueError, "positive must have shape [B, D], was [2, 1, 3]"),
-        ({"negatives": torch.ones(3)}, ValueError, "negatives must have shape [N, D] or [B, N, D], was [3]"),
-        ({"anchor": torch.ones(0, 3)}, ValueError, "anchor must have at least one row, was [0, 3]"),
-        ({"anchor": torch.ones(2, 0)}, ValueError, "anchor must have at least one feature, was [2, 0]"),
-        ({"positive": torch.ones(1, 3)}, ValueError, "positive must have 2 rows along axis 0, was [1, 3]"),
-        ({"positive": torch.ones(2, 1)}, ValueError, "positive must have 3 features along axis 1, was [2, 1]"),
-        ({"negatives": torch.ones(5, 2)}, ValueError, "negatives must have 3 features along axis -1, was [5, 2]"),
-        ({"negatives": torch.ones(2, 4, 1)}, ValueError, "negatives must have 3 features along axis -1, was [2, 4, 1]"),
-        ({"negatives": torch.ones(3, 4, 3)}, ValueError, "negatives must have 2 anchors along axis 0, was [3, 4, 3]"),
+        ({"positive": torch.ones(2, 1, 3)}, ValueError, "positive must have shape [B, D] = [2, 3], was [2, 1, 3]"),
+        (
+            {"negatives": torch.ones(3)},
+            ValueError,
+            "negatives must have shape [N, D] = [N, 3] or [B, N, D] = [2, N, 3], was [3]",
+        ),
+        (
+            {"anchor": torch.ones(0, 3), "positive": torch.ones(0, 3)},
+            ValueError,
+            "anchor must have at least one row, was [0, 3]",
+        ),
+        (
+            {"anchor": torch.ones(2, 0), "positive": torch.ones(2, 0)},
+            ValueError,
+            "anchor must have at least one feature, was [2, 0]",
+        ),
+        ({"positive": torch.ones(1, 3)}, ValueError, "positive must have shape [B, D] = [2, 3], was [1, 3]"),
+        ({"positive": torch.ones(2, 1)}, ValueError, "positive must have shape [B, D] = [2, 3], was [2, 1]"),
+        (
+            {"negatives": torch.ones(5, 2)},
+            ValueError,
+            "negatives must have shape [N, D] = [N, 3] or [B, N, D] = [2, N, 3], was [5, 2]",
+        ),
+        (
+            {"negatives": torch.ones(2, 4, 1)},
+            ValueError,
+            "negatives must have shape [N, D] = [N, 3] or [B, N, D] = [2, N, 3], was [2, 4, 1]",
+        ),
+        (
+            {"negatives": torch.ones(3, 4, 3)},
+            ValueError,
+            "negatives must have shape [N, D] = [N, 3] or [B, N, D] = [2, N, 3], was [3, 4, 3]",
+        ),
         (
             {"positive": torch.ones(2, 3, device="meta")},
             ValueError,

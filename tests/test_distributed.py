@@ -332,7 +332,7 @@ def test_rows_to_gather_must_be_equally_many(ranks):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_bad_input_gets_its_error_before_anything_is_exchanged(ranks, world):
-    assert ranks(world)[0]["bad"] == "positive must have 3 features along axis 1, was [2, 4]"
+    assert ranks(world)[0]["bad"] == "positive must have shape [B, D] = [2, 3], was [2, 4]"
 
 
 def dying(rank, world, folder):

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import DTYPES, HALVES, LAYOUTS, batch, info_nce_by_hand, lists
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -11,8 +12,6 @@ from wrong_scores import WRONG_SCORES
 
 from mathlib import contrastive_loss, false_negative_weights, info_nce, similarity_matrix
 
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.float32, torch.float64]
 seeds = st.integers(0, 2**32)
 
 # each strategy, with options for which some scores are flagged and some are not
@@ -22,25 +21,6 @@ OPTIONS = {
     "relative": {"strategy": "relative", "margin": 0.5},
 }
 each_strategy = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-
-# how candidates reach info_nce: the shape of negatives, in_batch, symmetric
-LAYOUTS = [
-    (None, True, False),
-    (None, True, True),
-    ((3, 3), True, False),
-    ((4, 2, 3), True, True),
-    ((3, 3), False, False),
-    ((4, 2, 3), False, False),
-]
-
-
-def batch(normal, layout, seed=0, dtype=torch.float64):
-    """Anchors, positives and negatives of 3 features, and the options that say how they are used."""
-    shape, in_batch, symmetric = layout
-    negatives = None if shape is None else normal(seed + 2, *shape, dtype=dtype)
-    tensors = [normal(seed, 4, 3, dtype=dtype), normal(seed + 1, 4, 3, dtype=dtype), negatives]
-    return tensors, {"in_batch": in_batch, "symmetric": symmetric}
-
 
 # By hand
 
@@ -104,30 +84,6 @@ def loop_weight(s_p, s, strategy, threshold=None, margin=None, alpha=0.0):
     return alpha if flagged else 1.0
 
 
-def loop_cosine(a, b):
-    dot, aa, bb = (math.fsum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
-    return dot / math.sqrt(aa * bb)
-
-
-def loop_info_nce(anchor, positive, negatives, in_batch, symmetric, options, temperature=0.3):
-    losses = []
-    for b, a in enumerate(anchor):
-        candidates = [p for i, p in enumerate(positive) if i != b] if in_batch else []
-        if negatives is not None and isinstance(negatives[0][0], float):
-            candidates += negatives
-        elif negatives is not None:
-            candidates += [n for i, own in enumerate(negatives) if in_batch or i == b for n in own]
-        s_p = loop_cosine(a, positive[b])
-        scores = [loop_cosine(a, candidate) for candidate in candidates]
-        weights = [loop_weight(s_p, s, **options) for s in scores]
-        others = math.fsum(w * math.exp(s / temperature) for s, w in zip(scores, weights, strict=True))
-        losses.append(-math.log(math.exp(s_p / temperature) / (math.exp(s_p / temperature) + others)))
-    if symmetric:
-        backward = loop_info_nce(positive, anchor, None, True, False, options, temperature)
-        losses = [(x + y) / 2 for x, y in zip(losses, backward, strict=True)]
-    return losses
-
-
 margins = st.floats(0, 3)
 
 
@@ -151,7 +107,9 @@ def test_weights_are_the_loop(normal, seed, options, alpha):
 @pytest.mark.parametrize("block_size", [None, 1, 3])
 def test_as_a_rule_of_info_nce_it_is_the_loop(normal, layout, options, block_size):
     tensors, how = batch(normal, layout)
-    expected = loop_info_nce(*(x if x is None else x.tolist() for x in tensors), **how, options=options)
+    expected = info_nce_by_hand(
+        *lists(tensors), **how, weigh=lambda s_p, scores: [loop_weight(s_p, s, **options) for s in scores]
+    )
     rule = partial(false_negative_weights, **options)
     ours = info_nce(*tensors, temperature=0.3, **how, weigh=rule, block_size=block_size, reduction="none")
     assert ours.tolist() == pytest.approx(expected, rel=1e-12)
@@ -273,7 +231,7 @@ def test_alpha_lowers_a_score_by_tau_ln_alpha(normal, seed, alpha, temperature):
 
 @given(seeds)
 def test_two_rules_multiply(normal, seed):
-    (anchor, positive, _), how = batch(normal, LAYOUTS[0], seed)
+    (anchor, positive, _), how = batch(normal, "batch", seed)
     rules = [partial(false_negative_weights, **OPTIONS[name]) for name in ("threshold", "absolute")]
     both = info_nce(anchor, positive, weigh=lambda *scores: rules[0](*scores) * rules[1](*scores))
     assert_close(info_nce(anchor, positive, weigh=rules), both)

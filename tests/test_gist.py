@@ -3,15 +3,13 @@ import runpy
 
 import pytest
 import torch
+from by_hand import DTYPES, candidates_of, cosine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import mathlib.gist
-from mathlib.contrastive import info_nce
-from mathlib.gist import gist_embed_loss
-
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+import mathlib._gist
+from mathlib import gist_embed_loss, info_nce
 
 # the shape of negatives (their last axis left out), in_batch, contrast_anchors, contrast_positives
 LAYOUTS = {
@@ -120,32 +118,18 @@ def test_the_more_candidates_the_fewer_rows_are_taken_at_once_on_a_cpu(largest, 
 # By a loop
 
 
-def cosine(x, y):
-    lengths = math.hypot(*x) * math.hypot(*y)
-    return sum(i * j for i, j in zip(x, y, strict=True)) / lengths if lengths else 0.0
-
-
 def gist_by_loop(student, guide, in_batch, anchors, positives, temperature, guide_temperature, lam, margin, strategy):
-    def candidates(a, p, n, b):
-        scores = []
-        if in_batch:
-            scores += [cosine(a[b], p[c]) for c in range(len(a)) if c != b]
-        if anchors:
-            scores += [cosine(a[b], a[c]) for c in range(len(a)) if c != b]
-        if positives:
-            scores += [cosine(p[b], p[c]) for c in range(len(a)) if c != b]
-        if n is not None and isinstance(n[0][0], list):
-            rows = n[b] if not in_batch else [x for row in n for x in row]
-            scores += [cosine(a[b], x) for x in rows]
-        elif n is not None:
-            scores += [cosine(a[b], x) for x in n]
-        return scores
+    def scores(a, p, n, b):
+        found = [cosine(a[b], other) for other in candidates_of(b, p, n, in_batch)]
+        for x in [a] * anchors + [p] * positives:
+            found += [cosine(x[b], other) for c, other in enumerate(x) if c != b]
+        return found
 
     losses = []
     for b in range(len(student[0])):
         s_p, g_p = cosine(student[0][b], student[1][b]), cosine(guide[0][b], guide[1][b])
         limit = g_p - (margin if strategy == "absolute" else margin * abs(g_p))
-        pairs = zip(candidates(*student, b), candidates(*guide, b), strict=True)
+        pairs = zip(scores(*student, b), scores(*guide, b), strict=True)
         kept = [(s_p, g_p)] + [(s, g) for s, g in pairs if g <= limit]
         s = [math.exp(x / temperature) for x, _ in kept]
         g = [math.exp(x / guide_temperature) for _, x in kept]
@@ -342,7 +326,7 @@ def test_the_guide_gets_no_gradient_and_nothing_is_mutated(normal):
 
 def test_compiles_without_a_graph_break(normal, bad_input):
     # the module is loaded anew, for the shape checks of conftest.py cannot be traced
-    function = runpy.run_path(mathlib.gist.__file__)["gist_embed_loss"]
+    function = runpy.run_path(mathlib._gist.__file__)["gist_embed_loss"]
     student, options = batch(normal, "batch, pool, anchors and positives")
     compiled = torch.compile(function, backend="aot_eager")
     assert_close(compiled(*student, **options), function(*student, **options))
@@ -436,8 +420,16 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
     [
         ({"anchor": None}, TypeError, "anchor must be a torch.Tensor, was NoneType"),
         ({"guide_anchor": [1]}, TypeError, "guide_anchor must be a torch.Tensor, was list"),
-        ({"anchor": torch.ones(0, 3)}, ValueError, "anchor must have at least one row, was [0, 3]"),
-        ({"guide_anchor": torch.ones(2, 0)}, ValueError, "guide_anchor must have at least one feature, was [2, 0]"),
+        (
+            {"anchor": torch.ones(0, 3), "positive": torch.ones(0, 3)},
+            ValueError,
+            "anchor must have at least one row, was [0, 3]",
+        ),
+        (
+            {"guide_anchor": torch.ones(2, 0), "guide_positive": torch.ones(2, 0)},
+            ValueError,
+            "guide_anchor must have at least one feature, was [2, 0]",
+        ),
         (
             {"guide_positive": torch.ones(2, 5).int()},
             TypeError,
@@ -451,12 +443,12 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
         (
             {"guide_positive": torch.ones(2, 4)},
             ValueError,
-            "guide_positive must have 5 features along axis 1, was [2, 4]",
+            "guide_positive must have shape [B, G] = [2, 5], was [2, 4]",
         ),
         (
             {"guide_anchor": torch.ones(3, 5), "guide_positive": torch.ones(3, 5)},
             ValueError,
-            "guide_anchor must have 2 rows, as anchor, was [3, 5]",
+            "guide_anchor must have shape [B, G] = [2, G], was [3, 5]",
         ),
         (
             {"guide_anchor": torch.ones(2, 5, device="meta"), "guide_positive": torch.ones(2, 5, device="meta")},
@@ -476,22 +468,22 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
         (
             NEGATIVES | {"guide_negatives": torch.ones(3, 5)},
             ValueError,
-            "guide_negatives must be [4] embeddings, as negatives, was [3, 5]",
+            "guide_negatives must have shape [N, G] = [4, 5], was [3, 5]",
         ),
         (
             {"negatives": torch.ones(2, 4, 3), "guide_negatives": torch.ones(2, 3, 5)},
             ValueError,
-            "guide_negatives must be [2, 4] embeddings, as negatives, was [2, 3, 5]",
+            "guide_negatives must have shape [B, N, G] = [2, 4, 5], was [2, 3, 5]",
         ),
         (
             NEGATIVES | {"negatives": torch.ones(4, 2)},
             ValueError,
-            "negatives must have 3 features along axis -1, was [4, 2]",
+            "negatives must have shape [N, D] = [N, 3] or [B, N, D] = [2, N, 3], was [4, 2]",
         ),
         (
             NEGATIVES | {"guide_negatives": torch.ones(4, 6)},
             ValueError,
-            "guide_negatives must have 5 features along axis -1, was [4, 6]",
+            "guide_negatives must have shape [N, G] = [4, 5], was [4, 6]",
         ),
         ({"temperature": 0.0}, ValueError, "temperature must be a finite number and > 0, was 0.0"),
         ({"temperature": torch.ones(1)}, ValueError, "temperature must be a number or a 0-d tensor, was [1]"),

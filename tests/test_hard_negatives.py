@@ -1,17 +1,18 @@
 import math
 import runpy
-import sys
 from functools import partial
 
 import numpy
 import pytest
 import sklearn.neighbors
 import torch
+from by_hand import DTYPES, HALVES, LAYOUTS, batch, cosine, info_nce_by_hand, lists
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 from wrong_scores import WRONG_SCORES
 
+import mathlib._hard_negatives
 from mathlib import (
     contrastive_loss,
     curriculum,
@@ -25,8 +26,6 @@ from mathlib import (
     top_k_negatives,
 )
 
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.float32, torch.float64]
 seeds = st.integers(0, 2**32)
 
 RULES = {
@@ -37,24 +36,6 @@ RULES = {
     "top 2": partial(top_k_negatives, k=2),
 }
 each_rule = pytest.mark.parametrize("name", RULES)
-
-# how candidates reach info_nce: the shape of negatives, in_batch, symmetric
-LAYOUTS = [
-    (None, True, False),
-    (None, True, True),
-    ((3, 3), True, False),
-    ((4, 2, 3), True, True),
-    ((3, 3), False, False),
-    ((4, 2, 3), False, False),
-]
-
-
-def batch(normal, layout, seed=0):
-    """Anchors, positives and negatives of 3 features, and the options that say how they are used."""
-    shape, in_batch, symmetric = layout
-    tensors = [normal(seed, 4, 3), normal(seed + 1, 4, 3), None if shape is None else normal(seed + 2, *shape)]
-    return tensors, {"in_batch": in_batch, "symmetric": symmetric}
-
 
 # The rules: by hand
 
@@ -130,29 +111,6 @@ def loop_top(k, scores):
     return [float(i in chosen) for i in range(len(scores))]
 
 
-def loop_cosine(a, b):
-    dot, aa, bb = (math.fsum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
-    return dot / math.sqrt(aa * bb) if dot else 0.0
-
-
-def loop_info_nce(anchor, positive, negatives, in_batch, symmetric, weigh, temperature=0.3):
-    losses = []
-    for b, a in enumerate(anchor):
-        candidates = [p for i, p in enumerate(positive) if i != b] if in_batch else []
-        if negatives is not None and isinstance(negatives[0][0], float):
-            candidates += negatives
-        elif negatives is not None:
-            candidates += [n for i, own in enumerate(negatives) if in_batch or i == b for n in own]
-        s_p = loop_cosine(a, positive[b])
-        scores = [loop_cosine(a, candidate) for candidate in candidates]
-        others = math.fsum(w * math.exp(s / temperature) for s, w in zip(scores, weigh(s_p, scores), strict=True))
-        losses.append(-math.log(math.exp(s_p / temperature) / (math.exp(s_p / temperature) + others)))
-    if symmetric:
-        backward = loop_info_nce(positive, anchor, None, True, False, weigh, temperature)
-        losses = [(x + y) / 2 for x, y in zip(losses, backward, strict=True)]
-    return losses
-
-
 @given(seeds, st.sampled_from(sorted(RULES)))
 def test_rules_are_the_loop(normal, seed, name):
     positive, candidates = normal(seed, 3, 1), normal(seed + 1, 3, 6)
@@ -172,8 +130,7 @@ def test_the_k_hardest_are_exactly_k_also_where_scores_tie(device, scores, k):
 @pytest.mark.parametrize("block_size", [None, 1, 3])
 def test_as_a_rule_of_info_nce_it_is_the_loop(normal, layout, name, block_size):
     tensors, how = batch(normal, layout)
-    lists = [x if x is None else x.tolist() for x in tensors]
-    expected = loop_info_nce(*lists, **how, weigh=partial(loop_weights, name))
+    expected = info_nce_by_hand(*lists(tensors), **how, weigh=partial(loop_weights, name))
     ours = info_nce(*tensors, temperature=0.3, **how, weigh=RULES[name], block_size=block_size, reduction="none")
     assert ours.tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -270,7 +227,7 @@ def test_weight_0_equals_deletion(normal, seed, name):
 
 @given(seeds, st.sampled_from(sorted(RULES)))
 def test_rules_multiply_with_the_removal_of_false_negatives(normal, seed, name):
-    (anchor, positive, _), _ = batch(normal, LAYOUTS[0], seed)
+    (anchor, positive, _), _ = batch(normal, "batch", seed)
     no_false = partial(false_negative_weights, strategy="absolute", margin=0.2)
 
     def product(s_p, s):
@@ -534,7 +491,7 @@ def loop_mine(queries, documents, positives, k, margin, strategy, range_min):
     """Every document for every query: (index, score), best first."""
     mined = []
     for q, known in zip(queries, positives, strict=True):
-        cosines = [loop_cosine(q, d) for d in documents]
+        cosines = [cosine(q, d) for d in documents]
         limit = math.inf
         if margin is not None:
             worst = min(cosines[p] for p in known)
@@ -741,8 +698,7 @@ def test_the_default_block_holds_every_document_of_a_large_corpus(device):
 def test_mining_compiles_without_a_graph_break(normal, bad_input):
     # which also says that no value is read
     # the module run as a file: the check of shapes wraps inner functions too, and dynamo can't trace that
-    # and mathlib.hard_negatives is the function, not the module
-    unhooked = runpy.run_path(sys.modules["mathlib.hard_negatives"].__file__)["mine_hard_negatives"]
+    unhooked = runpy.run_path(mathlib._hard_negatives.__file__)["mine_hard_negatives"]
     queries, documents = normal(0, 3, 4), normal(1, 9, 4)
     positives = torch.arange(3, device=queries.device)
     compiled = torch.compile(unhooked, backend="eager", fullgraph=True)
@@ -864,8 +820,8 @@ count = "k must be an int >= 1 and <= 3 (the number of documents), was"
         ),
         ({"documents": three.to("meta")}, ValueError, "documents must be on the device of queries, cpu, was meta"),
         ({"queries": torch.zeros(4)}, ValueError, "queries must have shape [Q, D], was [4]"),
-        ({"documents": three[None]}, ValueError, "documents must have shape [N, D], was [1, 3, 4]"),
-        ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have 4 features along axis 1, was [3, 5]"),
+        ({"documents": three[None]}, ValueError, "documents must have shape [N, D] = [N, 4], was [1, 3, 4]"),
+        ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have shape [N, D] = [N, 4], was [3, 5]"),
         (
             {"queries": torch.zeros(2, 0), "documents": torch.zeros(3, 0)},
             ValueError,

@@ -4,15 +4,13 @@ import runpy
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import DTYPES, HALVES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import mathlib.preference
-from mathlib.preference import dpo_loss, plain_token_log_probs, sequence_log_prob
-
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.float32, torch.float64]
+import mathlib._preference
+from mathlib._preference import dpo_loss, plain_token_log_probs, sequence_log_prob
 
 # By hand
 
@@ -82,7 +80,7 @@ def sequences(normal, seed=0, dtype=torch.float64):
 @pytest.fixture(params=[1, 12, 45, 2**22], ids="block of {}".format)
 def block(request, monkeypatch):
     """Blocks of 1 token (of 5 logits, so more than asked for), of 2 tokens, of 2 sequences, of everything."""
-    monkeypatch.setattr(mathlib.preference, "BLOCK", request.param)
+    monkeypatch.setattr(mathlib._preference, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -338,15 +336,15 @@ def test_there_may_be_no_tokens_and_no_sequences(normal):
 
 
 def test_blocks_cover_every_token_once_and_hold_no_more_than_they_may(monkeypatch):
-    monkeypatch.setattr(mathlib.preference, "BLOCK", 24)
+    monkeypatch.setattr(mathlib._preference, "BLOCK", 24)
     for shape in ((3, 4, 5), (2, 9, 6), (7, 1, 12), (5, 2, 3), (2, 3, 100)):
         seen = torch.zeros(shape)
-        blocks = list(mathlib.preference.blocks(seen))
+        blocks = list(mathlib._preference.blocks(seen))
         for block in blocks:
             seen[block] += 1
             assert seen[block].numel() <= 24 or seen[block].shape[:2] == (1, 1)
         assert (seen == 1).all()
-    assert len(list(mathlib.preference.blocks(torch.zeros(5, 2, 3)))) == 2  # 4 sequences of 6 logits, then 1
+    assert len(list(mathlib._preference.blocks(torch.zeros(5, 2, 3)))) == 2  # 4 sequences of 6 logits, then 1
 
 
 def test_nothing_waits_for_the_backward_pass_but_the_arguments(normal):
@@ -416,7 +414,7 @@ def test_inputs_are_not_mutated(normal):
 @pytest.fixture(scope="module")
 def unhooked():
     """The module run as a file: the check of shapes wraps inner functions too, and dynamo can't trace that."""
-    return runpy.run_path(mathlib.preference.__file__)
+    return runpy.run_path(mathlib._preference.__file__)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -544,12 +542,12 @@ others = ("policy_rejected", "reference_chosen", "reference_rejected")
             ValueError,
             "logits must have at least one token in their vocabulary, was [2, 3, 0]",
         ),
-        ({"labels": torch.zeros(2).long()}, ValueError, "labels must have shape [B, T], was [2]"),
-        ({"labels": torch.zeros(1, 3).long()}, ValueError, "labels must have 2 sequences along axis 0, was [1, 3]"),
-        ({"labels": torch.zeros(2, 2).long()}, ValueError, "labels must have 3 tokens along axis 1, was [2, 2]"),
-        ({"mask": torch.ones(3).bool()}, ValueError, "mask must have shape [B, T], was [3]"),
-        ({"mask": torch.ones(1, 3).bool()}, ValueError, "mask must have 2 sequences along axis 0, was [1, 3]"),
-        ({"mask": torch.ones(2, 1).bool()}, ValueError, "mask must have 3 tokens along axis 1, was [2, 1]"),
+        ({"labels": torch.zeros(2).long()}, ValueError, "labels must have shape [B, T] = [2, 3], was [2]"),
+        ({"labels": torch.zeros(1, 3).long()}, ValueError, "labels must have shape [B, T] = [2, 3], was [1, 3]"),
+        ({"labels": torch.zeros(2, 2).long()}, ValueError, "labels must have shape [B, T] = [2, 3], was [2, 2]"),
+        ({"mask": torch.ones(3).bool()}, ValueError, "mask must have shape [B, T] = [2, 3], was [3]"),
+        ({"mask": torch.ones(1, 3).bool()}, ValueError, "mask must have shape [B, T] = [2, 3], was [1, 3]"),
+        ({"mask": torch.ones(2, 1).bool()}, ValueError, "mask must have shape [B, T] = [2, 3], was [2, 1]"),
         (
             {"labels": torch.zeros(2, 3, device="meta").long()},
             ValueError,
@@ -599,8 +597,8 @@ def test_sequence_log_prob_says_what_is_wrong(bad_input, wrong, error, message):
             for name in others
         ),
         ({"policy_chosen": torch.zeros(2, 3)}, ValueError, "policy_chosen must have shape [B], was [2, 3]"),
-        *(({name: torch.zeros(2, 1)}, ValueError, f"{name} must have shape [B], was [2, 1]") for name in others),
-        *(({name: torch.zeros(1)}, ValueError, f"{name} must have 2 pairs along axis 0, was [1]") for name in others),
+        *(({name: torch.zeros(2, 1)}, ValueError, f"{name} must have shape [B] = [2], was [2, 1]") for name in others),
+        *(({name: torch.zeros(1)}, ValueError, f"{name} must have shape [B] = [2], was [1]") for name in others),
         (dict.fromkeys(GOOD_PAIRS, torch.zeros(0)), ValueError, "policy_chosen must have at least one row, was [0]"),
         ({"beta": 0}, ValueError, "beta must be a finite number and > 0, was 0"),
         ({"beta": -0.1}, ValueError, "beta must be a finite number and > 0, was -0.1"),

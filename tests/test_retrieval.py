@@ -4,6 +4,7 @@ import numpy
 import pytest
 import sklearn.metrics
 import torch
+from by_hand import DTYPES, HALVES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -11,8 +12,6 @@ from torch.testing import assert_close
 
 from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
 
-HALVES = [torch.float16, torch.bfloat16]
-DTYPES = [*HALVES, torch.float32, torch.float64]
 seeds = st.integers(0, 2**32)
 
 
@@ -412,8 +411,8 @@ three, two = torch.zeros(3, 4), torch.zeros(2, 4)
             "documents must be on the device of queries, cpu, was meta",
         ),
         ({"queries": torch.zeros(4)}, ValueError, "queries must have shape [Q, D], was [4]"),
-        ({"documents": three[None]}, ValueError, "documents must have shape [N, D], was [1, 3, 4]"),
-        ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have 4 features along axis 1, was [3, 5]"),
+        ({"documents": three[None]}, ValueError, "documents must have shape [N, D] = [N, 4], was [1, 3, 4]"),
+        ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have shape [N, D] = [N, 4], was [3, 5]"),
         (
             {"queries": torch.zeros(2, 0), "documents": torch.zeros(3, 0)},
             ValueError,

@@ -26,21 +26,21 @@ WRONG_SCORES = [
         "candidate_scores must be on the device of positive_scores, cpu, was meta",
     ),
     ({"positive_scores": torch.zeros(2)}, ValueError, "positive_scores must have shape [B, 1], was [2]"),
-    ({"candidate_scores": torch.zeros(2)}, ValueError, "candidate_scores must have shape [B, C], was [2]"),
+    ({"candidate_scores": torch.zeros(2)}, ValueError, "candidate_scores must have shape [B, C] = [2, C], was [2]"),
     (
         {"positive_scores": torch.zeros(2, 3)},
         ValueError,
-        "positive_scores must have 1 score along axis 1, was [2, 3]",
+        "positive_scores must have shape [B, 1], was [2, 3]",
     ),
     (
         {"candidate_scores": torch.zeros(1, 3)},
         ValueError,
-        "candidate_scores must have 2 rows along axis 0, was [1, 3]",
+        "candidate_scores must have shape [B, C] = [2, C], was [1, 3]",
     ),
     (
         {"candidate_scores": torch.zeros(2, 3).double()},
         TypeError,
         "candidate_scores must have the dtype of positive_scores, torch.float32, was torch.float64",
     ),
-    ({"candidate_scores": torch.zeros(3)}, ValueError, "candidate_scores must have shape [B, C], was [3]"),
+    ({"candidate_scores": torch.zeros(3)}, ValueError, "candidate_scores must have shape [B, C] = [2, C], was [3]"),
 ]

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mathlib import similarity_matrix
 from mathlib.book import data
-from mathlib.similarity import similarity_matrix
 
 
 class Halves(NamedTuple):

@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mathlib import DualEncoder
 from mathlib.book.text import Bags
-from mathlib.retrieval import DualEncoder
 
 T = TypeVar("T")
 

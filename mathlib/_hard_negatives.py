@@ -15,8 +15,7 @@ tensor([[1., 1., 0., 0.]])
 The best of them, 0.9, may well be right. So rules multiply, and what looks false can go:
 
 >>> from functools import partial
->>> from mathlib.contrastive import info_nce
->>> from mathlib.false_negatives import false_negative_weights
+>>> from mathlib import false_negative_weights, info_nce
 >>> no_false = partial(false_negative_weights, strategy="absolute", margin=0.0)
 >>> top_k_negatives(positive_scores, candidate_scores, k=3) * no_false(positive_scores, candidate_scores)
 tensor([[0., 0., 1., 0.]])
@@ -42,10 +41,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_count, check_number, check_size, check_some, check_tensor
-from mathlib.false_negatives import check_rule, false_negative_weights
-from mathlib.retrieval import Relevant, best_of_blocks, listed
-from mathlib.similarity import products, unit, wide
+from mathlib._checks import check_choice, check_count, check_number, check_shapes, check_some
+from mathlib._false_negatives import check_rule, false_negative_weights
+from mathlib._retrieval import Relevant, best_of_blocks, listed
+from mathlib._similarity import products, unit, wide
 
 
 def hard_negatives(
@@ -291,10 +290,7 @@ def mine_hard_negatives(
 
     Chapter: 03_hard_negatives (eq. mining)
     """
-    check_tensor("queries", queries, "Q D")
-    check_tensor("documents", documents, "N D")
-    check_alike("documents", documents, "queries", queries)
-    check_size("documents", documents, 1, queries.shape[1], "features")
+    check_shapes(("queries", queries, "Q D"), ("documents", documents, "N D"))
     check_some("queries", queries, 1, "feature")
     known, _ = listed("positive_indices", positive_indices, len(queries), "queries", queries)
     if not isinstance(positive_indices, Tensor):

@@ -14,7 +14,7 @@ tensor([[0.5000, 1.0000, 1.0000]])
 so that each one's positive is a false negative of the other; the rule stops pushing them apart:
 
 >>> from functools import partial
->>> from mathlib.contrastive import info_nce
+>>> from mathlib import info_nce
 >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 >>> info_nce(x, x, temperature=1.0, reduction="none")
 tensor([0.8620, 0.8620, 0.5514])
@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_number, check_size, check_tensor
-from mathlib.similarity import wide
+from mathlib._checks import check_choice, check_number, check_shapes
+from mathlib._similarity import wide
 
 
 def false_negative_weights(
@@ -118,8 +118,4 @@ def false_negative_weights(
 
 def check_rule(positive_scores: Tensor, candidate_scores: Tensor) -> None:
     """Raise unless a rule can be asked: [B, 1] and [B, C], of one dtype, on one device."""
-    check_tensor("positive_scores", positive_scores, "B 1")
-    check_tensor("candidate_scores", candidate_scores, "B C")
-    check_alike("candidate_scores", candidate_scores, "positive_scores", positive_scores)
-    check_size("positive_scores", positive_scores, 1, 1, "score")
-    check_size("candidate_scores", candidate_scores, 0, len(positive_scores), "rows")
+    check_shapes(("positive_scores", positive_scores, "B 1"), ("candidate_scores", candidate_scores, "B C"))

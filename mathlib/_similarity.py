@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_size, check_some, check_tensor
+from mathlib._checks import check_choice, check_shapes, check_some
 
 
 def wide(x: Tensor) -> Tensor:
@@ -78,13 +78,7 @@ def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D
 
     Chapter: 00_cosine_similarity (eq. cosine)
     """
-    check_tensor("a", a)
-    check_tensor("b", b)
-    check_alike("b", b, "a", a)
-    for name, x in (("a", a), ("b", b)):
-        if x.ndim == 0:
-            raise ValueError(f"{name} must have at least one axis, was a scalar tensor")
-    check_size("b", b, -1, a.shape[-1], "features")
+    check_shapes(("a", a, "... D"), ("b", b, "... D"))
     check_some("a", a, -1, "feature")
     try:
         torch.broadcast_shapes(a.shape, b.shape)
@@ -123,10 +117,7 @@ def similarity_matrix(
 
     Chapter: 00_cosine_similarity (eq. similarity-matrix)
     """
-    check_tensor("a", a, "m D")
-    check_tensor("b", b, "n D")
-    check_alike("b", b, "a", a)
-    check_size("b", b, 1, a.shape[1], "features")
+    check_shapes(("a", a, "m D"), ("b", b, "n D"))
     check_some("a", a, 1, "feature")
     check_choice("metric", metric, ("cosine", "dot"))
     prepare = unit if metric == "cosine" else wide

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mathlib._checks import check_tensor
-from mathlib.similarity import wide
+from mathlib._similarity import wide
 
 
 def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest"]:

@@ -18,30 +18,32 @@ tensor(0.3133)
 tensor(0.)
 """
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._blockwise import Embeddings, Places, Task, blockwise, fill, removal, softmax_, surprise
-from mathlib._checks import check_choice, check_count, check_flag, check_number
-from mathlib.contrastive import (
-    Batch,
+from mathlib._blockwise import Block, Derivatives, blockwise, fill, removal, softmax_
+from mathlib._checks import check_choice, check_count, check_device, check_flag, check_number, check_temperature
+from mathlib._distributed import check_same_on_ranks, untraced, world_size
+from mathlib._false_negatives import false_negative_weights
+from mathlib._rows import (
+    Embeddings,
+    Layout,
+    Rule,
     all_candidates,
     check_any_negatives,
     check_embeddings,
-    check_temperature,
     reduced,
     relative_logits,
     row_losses,
     scored,
+    surprise,
+    units,
     weighted,
 )
-from mathlib.distributed import check_same_on_ranks, untraced, world_size
-from mathlib.false_negatives import false_negative_weights
-from mathlib.similarity import unit
 
 
 def gist_embed_loss(
@@ -122,23 +124,17 @@ def gist_embed_loss(
 
     Chapter: 06_gist (eq. gist)
     """
-    check_embeddings("", anchor, positive, negatives)
-    check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives)
-    if len(guide_anchor) != len(anchor):
-        raise ValueError(f"guide_anchor must have {len(anchor)} rows, as anchor, was {list(guide_anchor.shape)}")
-    if guide_anchor.device != anchor.device:
-        raise ValueError(f"guide_anchor must be on the device of anchor, {anchor.device}, was {guide_anchor.device}")
-    if (negatives is None) != (guide_negatives is None):
-        given, missing = ("negatives", "guide_negatives")[:: 1 if guide_negatives is None else -1]
-        raise ValueError(f"{missing} must be given together with {given}, was None")
-    if negatives is not None and guide_negatives is not None and guide_negatives.shape[:-1] != negatives.shape[:-1]:
-        raise ValueError(
-            f"guide_negatives must be {list(negatives.shape[:-1])} embeddings, as negatives, "
-            f"was {list(guide_negatives.shape)}"
-        )
-    check_temperature(temperature, anchor)
+    sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+    if negatives is not None and guide_negatives is None:
+        raise ValueError("guide_negatives must be given together with negatives, was None")
+    if negatives is None and guide_negatives is not None:
+        raise ValueError("negatives must be given together with guide_negatives, was None")
+    of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
+    check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
+    check_device("guide_anchor", guide_anchor, "anchor", anchor)
+    check_temperature("temperature", temperature, anchor)
     if guide_temperature is not None:
-        check_temperature(guide_temperature, anchor, name="guide_temperature")
+        check_temperature("guide_temperature", guide_temperature, anchor)
     check_number("lam", lam, least=0)
     check_number("margin", margin, least=0)
     check_choice("strategy", strategy, ("absolute", "relative"))
@@ -154,82 +150,109 @@ def gist_embed_loss(
         check_count("block_size", block_size)
 
     rows = len(anchor)
+    student, guide = (
+        Embeddings(anchor, positive, negatives),
+        Embeddings(guide_anchor, guide_positive, guide_negatives),
+    )
     if gather and world_size() > 1:  # pragma: no cover - distributed, no mutate block
-        settings: dict[str, object] = {
-            **{"anchor": anchor, "positive": positive, "negatives": negatives},
-            **{"guide_anchor": guide_anchor, "guide_positive": guide_positive, "guide_negatives": guide_negatives},
-            **{"temperature": temperature, "guide_temperature": guide_temperature, "lam": lam, "margin": margin},
-            **{"strategy": strategy, "in_batch": in_batch, "contrast_anchors": contrast_anchors},
-            **{"contrast_positives": contrast_positives, "reduction": reduction},
+        settings = {
+            "function": "gist_embed_loss",
+            **student._asdict(),
+            **{f"guide_{name}": x for name, x in guide._asdict().items()},
+            "temperature": temperature,
+            "guide_temperature": guide_temperature,
+            "lam": lam,
+            "margin": margin,
+            "strategy": strategy,
+            "in_batch": in_batch,
+            "contrast_anchors": contrast_anchors,
+            "contrast_positives": contrast_positives,
+            "reduction": reduction,
         }
-        untraced(check_same_on_ranks)(anchor.device, {"function": "gist_embed_loss", **settings})
-        anchor, positive, negatives = all_candidates(anchor, positive, negatives, in_batch, contrast_anchors)
+        untraced(check_same_on_ranks)(anchor.device, settings)
+        student = all_candidates(*student, in_batch, contrast_anchors)
         with torch.no_grad():
-            guides = guide_anchor, guide_positive, guide_negatives
-            guide_anchor, guide_positive, guide_negatives = all_candidates(*guides, in_batch, contrast_anchors)
+            guide = all_candidates(*guide, in_batch, contrast_anchors)
 
-    among = ("anchor",) * contrast_anchors + ("positive",) * contrast_positives
+    among = [name for name, flag in (("anchor", contrast_anchors), ("positive", contrast_positives)) if flag]
     if guide_temperature is None:
         guide_temperature = temperature
     if isinstance(guide_temperature, Tensor):
         guide_temperature = guide_temperature.detach().clone()  # the backward pass may ask for it again
-    rule = partial(false_negative_weights, strategy=strategy, margin=margin)
-
-    def units(a: Tensor, p: Tensor, n: Tensor | None) -> Embeddings:
-        return Embeddings(unit(a), unit(p), None if n is None else unit(n))
-
-    def batch(x: Embeddings) -> Batch:
-        return Batch(x.anchor[:rows], x.positive, x.negatives, in_batch, tuple(getattr(x, name) for name in among))
-
     with torch.no_grad():
-        guide = units(guide_anchor, guide_positive, guide_negatives)
+        guide = units(*guide)
+    loss = Gist(
+        guide,
+        guide_temperature,
+        partial(false_negative_weights, strategy=strategy, margin=margin),
+        lam,
+        Layout(rows, in_batch, tuple(among)),
+    )
+    if torch.compiler.is_compiling():
+        return reduced(loss.definition(*student, temperature), reduction)
+    return blockwise(loss, loss.layout, student, temperature, reduction=reduction, block_size=block_size)
 
-    def plain(a: Tensor, p: Tensor, n: Tensor | None, temperature: float | Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class Gist:
+    """The loss of `gist_embed_loss` under a guide whose embeddings have unit length, as the engine asks for it."""
+
+    guide: Embeddings
+    guide_temperature: Tensor | float
+    rule: Rule
+    lam: float
+    layout: Layout
+
+    takes_logits = True
+    # blocks of the student's scores, of the guide's, of those that the rule sees, and of its weights
+    least_rows = 160
+
+    def definition(
+        self, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
+    ) -> Tensor:
         with torch.no_grad():
-            guide_positive_scores, guide_scores, itself = scored(batch(guide))
-            weights = weighted(guide_positive_scores, guide_scores, itself, [rule], guide_anchor.shape[1])
-            guide_logits = relative_logits(guide_positive_scores, guide_scores, weights, guide_temperature)
-        positive_scores, scores, _ = scored(batch(units(a, p, n)))
+            guide_positive, guide_scores, itself = scored(self.layout, self.guide)
+            weights = weighted(guide_positive, guide_scores, itself, [self.rule], self.guide.anchor.shape[1])
+            guide_logits = relative_logits(guide_positive, guide_scores, weights, self.guide_temperature)
+        positive_scores, scores, _ = scored(self.layout, units(anchor, positive, negatives))
         losses = row_losses(positive_scores, scores, weights, temperature)
-        if lam == 0:
+        if self.lam == 0:
             return losses
         logits = relative_logits(positive_scores, scores, weights, temperature)
-        return losses + lam * divergences(guide_logits, logits)
+        return losses + self.lam * divergences(guide_logits, logits)
 
-    if torch.compiler.is_compiling():
-        return reduced(plain(anchor, positive, negatives, temperature), reduction)
-
-    def slopes(
-        first: int, last: int, z_p: Tensor, logits: Tensor, spare: Tensor, own: Places, temperature: float | Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        guide_logits = spare if spare.dtype == guide.anchor.dtype else guide.anchor.new_empty(spare.shape)
-        guide_z_p, _ = fill(task, guide, first, last, guide_logits)
-        weights: Any = weighted(guide_z_p, guide_logits, None, [rule], guide_anchor.shape[1])
-        gone = weights.to(logits.dtype).neg_().add_(1)
-        guide_logits = guide_logits.div_(guide_temperature).to(logits.dtype)
-        guide_z_p = (guide_z_p / guide_temperature).to(logits.dtype)
+    def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
+        logits, z_p, dtype = block.scores, block.positive, block.scores.dtype
+        guide_scores = block.scratch
+        if self.guide.anchor.dtype != dtype:
+            guide_scores = self.guide.anchor.new_empty(logits.shape)
+        guide_p = fill(self.layout, self.guide, block.rows, guide_scores)
+        weights = weighted(guide_p, guide_scores, None, [self.rule], self.guide.anchor.shape[1])
+        assert weights is not None
+        gone = weights.to(dtype).neg_().add_(1)
+        guide_logits = guide_scores.div_(self.guide_temperature).to(dtype)
+        guide_z_p = (guide_p / self.guide_temperature).to(dtype)
         for matrix in (logits, guide_logits):
-            for view in own(matrix):  # a number, of which a difference can be taken
-                view.fill_(-removal(logits.dtype))
-            matrix.sub_(gone, alpha=removal(logits.dtype))
-        differences = torch.sub(guide_logits, logits, out=gone) if lam else gone
+            for view in block.excluded(matrix):  # a number, since inf - inf would be NaN
+                view.fill_(-removal(dtype))
+            matrix.sub_(gone, alpha=removal(dtype))
+        # With g and s the guide's and the student's probabilities, l the candidates' lead over the positive (so that
+        # s_p = 1 - sigma(l)), and shares the probabilities of the candidates among themselves (s_i = sigma(l) share_i):
+        #     L = log(1 + e^l) + lam KL,    KL = sum_i g_i (log g_i - log s_i),    dKL/dz_i = s_i - g_i
+        #     dL/dz_i = (1 + lam) s_i - lam g_i,    dL/dz_p = -(1 + lam) sigma(l) + lam sigma(l_guide)
+        differences = torch.sub(guide_logits, logits, out=gone) if self.lam else gone
         shares, lead = softmax_(logits, z_p)
         wrong, losses = lead.sigmoid(), surprise(lead)
-        if lam == 0:
-            return losses, shares, -torch.ones_like(wrong), wrong
+        if self.lam == 0:
+            return Derivatives(losses, shares, -torch.ones_like(wrong), scale=wrong)
         guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
         guide_wrong = guide_lead.sigmoid()
-        # sum of g (log g - log s), over the candidates apart from the positive and the positive
+        # log g_i - log s_i = (u_i - z_i) - (u_p - z_p) + (log g_p - log s_p), with u the guide's logits
         apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
-        divergences = apart * guide_wrong + losses - surprise(guide_lead)
-        # the student's softmax belongs to both terms, the guide's to the second one
-        mine, guides = (1 + lam) * wrong, lam * guide_wrong
+        divergence = apart * guide_wrong + losses - surprise(guide_lead)
+        mine, guides = (1 + self.lam) * wrong, self.lam * guide_wrong
         by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
-        return losses + lam * divergences, by_scores, guides - mine, torch.ones_like(mine)
-
-    # blocks of the student's scores, the guide's, those that the rule sees, and its weights
-    task = Task(slopes, plain, rows, in_batch, divided=True, among=among, block_size=block_size, least_rows=160)
-    return blockwise(task, reduction, anchor, positive, negatives, temperature)
+        return Derivatives(losses + self.lam * divergence, by_scores, guides - mine, scale=torch.ones_like(mine))
 
 
 def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mathlib._checks import check_alike, check_choice, check_count, check_size, check_some, check_tensor
-from mathlib.similarity import products, similarity_matrix, unit, wide
+from mathlib._checks import check_choice, check_count, check_device, check_shapes, check_some
+from mathlib._similarity import products, similarity_matrix, unit, wide
 
 
 class DualEncoder(nn.Module):
@@ -115,10 +115,7 @@ def search(
 
     Chapter: 04_dual_encoder (eq. search)
     """
-    check_tensor("queries", queries, "Q D")
-    check_tensor("documents", documents, "N D")
-    check_alike("documents", documents, "queries", queries)
-    check_size("documents", documents, 1, queries.shape[1], "features")
+    check_shapes(("queries", queries, "Q D"), ("documents", documents, "N D"))
     check_some("queries", queries, 1, "feature")
     check_count("k", k, most=len(documents), most_meaning="the number of documents")
     check_choice("metric", metric, ("dot", "cosine"))
@@ -272,8 +269,7 @@ def listed(name: str, given: Relevant, queries: int, other_name: str, other: Ten
             raise TypeError(f"{name} must hold integers, was {given.dtype}")
         if given.shape != (queries,):
             raise ValueError(f"{name} must have shape [{queries}], was {list(given.shape)}")
-        if given.device != other.device:
-            raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, was {given.device}")
+        check_device(name, given, other_name, other)
         return given[:, None], torch.ones_like(given)
     if not isinstance(given, Sized) or isinstance(given, Set):
         raise TypeError(f"{name} must be a tensor or a sequence of collections, was {type(given).__name__}")

@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from mathlib._checks import check_alike, check_choice, check_number, check_size, check_some, check_tensor
-from mathlib.contrastive import reduced
-from mathlib.similarity import wide
+from mathlib._checks import BOOL, INTEGER, check_choice, check_device, check_number, check_shapes, check_some
+from mathlib._rows import reduced
+from mathlib._similarity import wide
 
 BLOCK = 2**21
 """How many logits are looked at together: 8 MB of float32, little beside a batch of them."""
@@ -78,19 +78,13 @@ def sequence_log_prob(
 
     Chapter: 05_dpo (eq. sequence-log-prob)
     """
-    check_tensor("logits", logits, "B T V")
-    if logits.shape[2] == 0:
-        raise ValueError(f"logits must have at least one token in their vocabulary, was {list(logits.shape)}")
-    check_tensor("labels", labels, "B T", kinds=("an integer",))
-    given = [("labels", labels)]
+    sizes = check_shapes(("logits", logits, "B T V"))
+    check_some("logits", logits, 2, "token in their vocabulary")
+    check_shapes(("labels", labels, "B T"), kind=INTEGER, sizes=sizes)
+    check_device("labels", labels, "logits", logits)
     if mask is not None:
-        check_tensor("mask", mask, "B T", kinds=("a bool",))
-        given.append(("mask", mask))
-    for name, x in given:
-        check_size(name, x, 0, logits.shape[0], "sequences")
-        check_size(name, x, 1, logits.shape[1], "tokens")
-        if x.device != logits.device:
-            raise ValueError(f"{name} must be on the device of logits, {logits.device}, was {x.device}")
+        check_shapes(("mask", mask, "B T"), kind=BOOL, sizes=sizes)
+        check_device("mask", mask, "logits", logits)
     labels = labels.long()
     if mask is not None:
         labels = labels.masked_fill(~mask, 0)
@@ -216,16 +210,13 @@ def dpo_loss(
 
     Chapter: 05_dpo (eq. dpo)
     """
-    check_tensor("policy_chosen", policy_chosen, "B")
+    check_shapes(
+        ("policy_chosen", policy_chosen, "B"),
+        ("policy_rejected", policy_rejected, "B"),
+        ("reference_chosen", reference_chosen, "B"),
+        ("reference_rejected", reference_rejected, "B"),
+    )
     check_some("policy_chosen", policy_chosen, 0, "row")
-    for name, x in (
-        ("policy_rejected", policy_rejected),
-        ("reference_chosen", reference_chosen),
-        ("reference_rejected", reference_rejected),
-    ):
-        check_tensor(name, x, "B")
-        check_alike(name, x, "policy_chosen", policy_chosen)
-        check_size(name, x, 0, len(policy_chosen), "pairs")
     check_number("beta", beta, above=0)
     check_number("label_smoothing", label_smoothing, least=0, below=0.5)
     check_choice("reduction", reduction, ("mean", "sum", "none"))

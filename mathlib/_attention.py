@@ -28,10 +28,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mathlib._checks import check_alike, check_count, check_flag, check_number, check_size, check_some, check_tensor
-from mathlib.similarity import wide
+from mathlib._checks import (
+    BOOL,
+    FLOATING,
+    check_alike,
+    check_count,
+    check_device,
+    check_flag,
+    check_number,
+    check_shapes,
+    check_some,
+    check_tensor,
+)
+from mathlib._similarity import wide
 
-MASKS = ("a bool", "a floating-point")
+MASKS = (BOOL, FLOATING)
 
 
 def attention(
@@ -82,14 +93,8 @@ def attention(
 
     Chapter: 07_attention (eq. attention)
     """
-    for name, x, shape in (("query", query, "L, D"), ("key", key, "S, D"), ("value", value, "S, E")):
-        check_tensor(name, x)
-        if x.ndim < 2:
-            raise ValueError(f"{name} must have shape [..., {shape}], was {list(x.shape)}")
-        check_alike(name, x, "query", query)
+    check_shapes(("query", query, "... L D"), ("key", key, "... S D"), ("value", value, "... S E"))
     check_some("query", query, -1, "feature")
-    check_size("key", key, -1, query.shape[-1], "features")
-    check_size("value", value, -2, key.shape[-2], "rows")
     try:
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:
@@ -98,7 +103,6 @@ def attention(
             "query, key and value must broadcast in all axes but the last two, were {}, {} and {}".format(*shapes)
         ) from None
     if mask is not None:
-        check_tensor("mask", mask, kinds=MASKS)
         check_mask(mask, query, (*leading, query.shape[-2], key.shape[-2]))
     check_flag("is_causal", is_causal)
     check_flag("return_weights", return_weights)
@@ -168,10 +172,10 @@ def causal(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
 
 def check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless mask is boolean or of query's dtype, on its device, and broadcasts to the shape of the scores."""
+    check_tensor("mask", mask, MASKS)
     if mask.is_floating_point():
         check_alike("mask", mask, "query", query)
-    if mask.device != query.device:
-        raise ValueError(f"mask must be on the device of query, {query.device}, was {mask.device}")
+    check_device("mask", mask, "query", query)
     fits = [size in (1, wanted) for size, wanted in zip(mask.shape[::-1], shape[::-1], strict=False)]
     if mask.ndim > len(shape) or not all(fits):
         raise ValueError(f"mask must broadcast to {list(shape)}, was {list(mask.shape)}")
@@ -250,17 +254,18 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("key must be given when value is given")
         key = query if key is None else key
         value = key if value is None else value
-        for name, x, shape in (("query", query, "B L"), ("key", key, "B S"), ("value", value, "B S")):
-            check_tensor(name, x, f"{shape} d_model")
-            check_size(name, x, 0, query.shape[0], "sequences")
-            check_size(name, x, 2, self.d_model, "features")
-            check_alike(name, x, "query", query)
-        check_size("value", value, 1, key.shape[1], "rows")
+        sizes = check_shapes(
+            ("query", query, "B L d_model"),
+            ("key", key, "B S d_model"),
+            ("value", value, "B S d_model"),
+            sizes={"d_model": self.d_model},
+        )
         if (query.device, cast_dtype(query)) != (self.in_proj_weight.device, cast_dtype(self.in_proj_weight)):
             check_alike("query", query, "the parameters", self.in_proj_weight)
         if mask is not None:
-            check_tensor("mask", mask, "L S", "B num_heads L S", kinds=MASKS)
-            check_mask(mask, query, (len(query), self.num_heads, query.shape[1], key.shape[1]))
+            check_mask(mask, query, (sizes["B"], self.num_heads, sizes["L"], sizes["S"]))
+            if mask.ndim not in (2, 4):
+                raise ValueError(f"mask must have shape [L, S] or [B, num_heads, L, S], was {list(mask.shape)}")
 
         matrices = self.in_proj_weight.chunk(3)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)

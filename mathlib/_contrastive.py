@@ -1,0 +1,270 @@
+"""Contrastive losses: is the positive more similar to its anchor than every other candidate?
+
+All of them ask one question of a row of scores. With s_p the positive's score, s_i those of the other
+candidates, w_i >= 0 their weights and t the temperature, the loss of the row is
+
+    L = log(1 + sum_i w_i exp((s_i - s_p) / t)),
+
+which is -log softmax of the positive among its candidates. `contrastive_loss` is that formula;
+`info_nce` takes embeddings, makes the rows out of a batch, and asks *rules* for the weights.
+
+>>> import torch
+>>> contrastive_loss(torch.tensor([0.9]), torch.tensor([[0.1, 0.5]]), temperature=0.1)
+tensor(0.0185)
+
+Without a candidate there is nothing to lose against. A row in which every weight is 0 has loss 0 and
+gradient 0:
+
+>>> contrastive_loss(torch.tensor([0.9]), torch.tensor([[0.1, 0.5]]), temperature=0.1,
+...                  weights=torch.zeros(1, 2))
+tensor(0.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mathlib._blockwise import Block, Derivatives, blockwise, removal, softmax_
+from mathlib._checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_flag,
+    check_shapes,
+    check_some,
+    check_temperature,
+)
+from mathlib._distributed import check_same_on_ranks, untraced, world_size
+from mathlib._rows import (
+    Embeddings,
+    Layout,
+    Rule,
+    all_candidates,
+    check_any_negatives,
+    check_embeddings,
+    reduced,
+    row_losses,
+    scored,
+    surprise,
+    units,
+    weighted,
+)
+from mathlib._similarity import wide
+
+
+def contrastive_loss(
+    positive_scores: Float[Tensor, "B"],
+    negative_scores: Float[Tensor, "B N"],
+    *,
+    temperature: float | Float[Tensor, ""],
+    weights: Float[Tensor, "B N"] | None = None,
+    reduction: str = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""InfoNCE on scores: -log of the positive's softmax probability among its candidates.
+
+    .. math:: L = -\log\frac{e^{s_p/\tau}}{e^{s_p/\tau} + \sum_{i=1}^N w_i\, e^{s_i/\tau}}
+
+    Computed in log space, for half-precision inputs in float32. Weight 0 deletes a candidate, as does
+    the score -inf; weight 3 equals three copies. With no candidate left, loss and gradient are 0.
+
+    Args:
+        positive_scores: s_p, any scale.
+        negative_scores: s_i; a row may be empty (N = 0).
+        temperature: tau > 0, a number or a 0-d tensor that may require grad.
+        weights: w_i >= 0, by default 1; constants, no gradient flows to them. Their sign is not
+            checked: a negative one gives NaN.
+        reduction: "mean" over the rows, "sum", or "none" for the loss of each row.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or temperature is no number.
+        ValueError: if a shape, a device, the temperature or the reduction is not as above.
+
+    Source:
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4.
+
+    Example:
+        >>> contrastive_loss(torch.tensor([1.0]), torch.tensor([[1.0, 1.0]]), temperature=0.05)
+        tensor(1.0986)
+
+    Chapter: 01_infonce (eq. info-nce)
+    """
+    sizes = check_shapes(("positive_scores", positive_scores, "B"), ("negative_scores", negative_scores, "B N"))
+    if weights is not None:
+        check_shapes(("weights", weights, "B N"), sizes=sizes)
+        check_device("weights", weights, "negative_scores", negative_scores)
+    check_temperature("temperature", temperature, positive_scores)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_some("positive_scores", positive_scores, 0, "row")
+    return reduced(row_losses(wide(positive_scores), wide(negative_scores), weights, temperature), reduction)
+
+
+def info_nce(
+    anchor: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"],
+    negatives: Float[Tensor, "N D"] | Float[Tensor, "B N D"] | None = None,
+    *,
+    temperature: float | Float[Tensor, ""] = 0.05,
+    in_batch: bool = True,
+    weigh: Rule | Sequence[Rule] | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    block_size: int | None = None,
+    gather: bool = False,
+) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    r"""InfoNCE of a batch of embeddings: each anchor must find its positive among the candidates.
+
+    .. math::
+        L_b = -\log\frac{e^{\cos(a_b, p_b)/\tau}}
+            {e^{\cos(a_b, p_b)/\tau} + \sum_{n \in \mathcal{N}_b} w_{bn}\, e^{\cos(a_b, n)/\tau}}
+
+    With ``in_batch`` the candidates of an anchor are all other positives and all explicit negatives,
+    those given for other anchors too; without it, its own explicit negatives alone.
+
+    Args:
+        anchor: a, any scale (embeddings are scaled to unit length).
+        positive: p, row b belongs to anchor b.
+        negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
+        temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked.
+        in_batch: whether the rest of the batch counts as negatives.
+        weigh: a rule, or several whose weights multiply. A rule is a function
+            (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0 (not checked), called
+            without gradient; where the block of scores holds the positive itself, it reads -inf. What differs from
+            the positive's score by no more than D eps, as a copy of it does by rounding, is given as equal to it. A
+            rule must not change its arguments. With reduction "none", and where a gradient is differentiated, it is
+            asked again in the backward pass: a random rule wants "mean" or "sum".
+        symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
+        reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
+        block_size: rows whose scores are alive at once; None takes 512 on a CPU, down to 384 with a
+            rule and many candidates, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
+            stay the same, up to rounding. Where the gradient itself is to be differentiated, and under
+            torch.compile, the formula is evaluated as it stands.
+        gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
+            scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
+            the same shape and with the same options on every rank. A pool is each rank's own share of a pool.
+            "mean" under DistributedDataParallel, which averages, then gives the gradient of the whole batch on
+            one process; "sum" and "none" want the loss times the number of ranks, as they do without gather.
+
+    Returns:
+        The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. An anchor
+        with no candidate left has loss 0 and gradient 0.
+
+    Raises:
+        TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
+        ValueError: if a shape, a device or an option is not as above, or without in_batch there are no
+            negatives, or a rule's weights have another shape than the scores; with gather, on every rank, if
+            what must be the same on every rank is not.
+        RuntimeError: from torch, under forward-mode differentiation or vmap.
+
+    Source:
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
+        (2017), "On sampling strategies for neural network-based collaborative filtering", KDD.
+
+    Example:
+        >>> anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> info_nce(anchor, positive, temperature=1.0, reduction="none")
+        tensor([0.5574, 0.4008])
+        >>> def keep_easy(positive_scores, candidate_scores):
+        ...     return (candidate_scores < 0.5).float()
+        >>> info_nce(anchor, positive, temperature=1.0, weigh=keep_easy, reduction="none")
+        tensor([0.0000, 0.4008])
+
+    Chapter: 01_infonce (eq. info-nce-batch)
+    """
+    check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+    for name, flag in (("in_batch", in_batch), ("symmetric", symmetric), ("gather", gather)):
+        check_flag(name, flag)
+    check_any_negatives(negatives, in_batch)
+    if symmetric and not in_batch:
+        raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
+    check_temperature("temperature", temperature, anchor)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if block_size is not None:
+        check_count("block_size", block_size)
+    if weigh is None:
+        rules = []
+    else:
+        rules = list(weigh) if isinstance(weigh, Sequence) else [weigh]
+    for i, rule in enumerate(rules):
+        if not callable(rule):
+            raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
+
+    given = candidates = Embeddings(anchor, positive, negatives)
+    gather = gather and world_size() > 1
+    if gather:  # pragma: no cover - distributed, no mutate block
+        settings = {
+            "function": "info_nce",
+            **given._asdict(),
+            "temperature": temperature,
+            "in_batch": in_batch,
+            "number of rules": len(rules),
+            "symmetric": symmetric,
+            "reduction": reduction,
+        }
+        untraced(check_same_on_ranks)(anchor.device, settings)
+        candidates = all_candidates(anchor, positive, negatives, in_batch, symmetric)
+
+    # Both directions come from one pass over the scores, but for two cases: under rules the row of a positive has
+    # weights of its own, and other ranks' anchors are rows of no block here.
+    at_once = symmetric and not rules and not gather
+    loss = InfoNCE(rules, Layout(len(anchor), in_batch, symmetric=at_once), anchor.shape[1])
+    directions = [Embeddings(anchor, candidates.positive, candidates.negatives)]
+    if symmetric and not at_once:
+        directions.append(Embeddings(positive, candidates.anchor, None))
+    if torch.compiler.is_compiling():
+        found = [reduced(loss.definition(*x, temperature), reduction) for x in directions]
+    else:
+        found = [
+            blockwise(loss, loss.layout, x, temperature, reduction=reduction, block_size=block_size) for x in directions
+        ]
+    return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """The loss of `info_nce` for unit vectors of so many features, as the engine asks for it."""
+
+    rules: list[Rule]
+    layout: Layout
+    features: int
+
+    @property
+    def takes_logits(self) -> bool:
+        return not self.rules
+
+    @property
+    def least_rows(self) -> int:
+        return 384 if self.rules else 512
+
+    def definition(
+        self, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
+    ) -> Tensor:
+        losses = self.one_way(units(anchor, positive, negatives), temperature)
+        if not self.layout.symmetric:
+            return losses
+        return (losses + self.one_way(units(positive, anchor, None), temperature)) / 2
+
+    def one_way(self, x: Embeddings, temperature: Tensor | float) -> Tensor:
+        """The loss of each anchor among its candidates."""
+        positive_scores, scores, itself = scored(self.layout, x)
+        weights = weighted(positive_scores, scores, itself, self.rules, self.features)
+        return row_losses(positive_scores, scores, weights, temperature)
+
+    def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
+        s_p, scores = block.positive, block.scores
+        weights = weighted(s_p, scores, None, self.rules, self.features, block.scratch)
+        if weights is not None:
+            if weights.untyped_storage().data_ptr() == block.scratch.untyped_storage().data_ptr():
+                weights = weights.clone()  # the rule returned the scores themselves, which are about to be overwritten
+            s_p, scores = s_p / temperature, scores.div_(temperature)
+            scores.sub_(torch.eq(weights, 0, out=block.scratch), alpha=removal(scores.dtype))
+        # With z the logits and l = log sum_i w_i e^{z_i - z_p} the candidates' lead, L = log(1 + e^l), and
+        #     dL/dz_i = sigma(l) w_i e^{z_i} / sum_j w_j e^{z_j},    dL/dz_p = -sigma(l)
+        shares, lead = softmax_(scores, s_p, weights, block.excluded)
+        wrong = lead.sigmoid()
+        return Derivatives(surprise(lead), shares, -torch.ones_like(wrong), scale=wrong)
