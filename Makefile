@@ -22,10 +22,11 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: book serve lab test test-browser peers bench coverage mutants notebooks requirements clean
 
 book: $(INSTALLED)
-	$(BIN)/python -m mathlib.book build
+	$(BIN)/jupyter-book build . --all -W --keep-going
+	$(BIN)/python -m pages check
 
 serve: book
-	$(BIN)/python -m mathlib.book serve
+	$(BIN)/python -m http.server -b 127.0.0.1 -d _build/html
 
 lab: .venv/installed-lab
 	$(BIN)/python -m jupyterlab chapters
@@ -46,10 +47,10 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
 
 mutants: .venv/installed-mutmut
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tools/mutants.py
 
 notebooks: $(INSTALLED)
-	$(BIN)/python -m mathlib.book execute
+	$(BIN)/python -m pages execute
 
 # What is pinned keeps its version where pyproject.toml allows it; UPGRADE=--upgrade takes the newest.
 requirements: .venv-lock/installed
