@@ -10,19 +10,23 @@ SCRIPTS := bin
 endif
 BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
+LOCK := .venv-lock/$(SCRIPTS)
 INSTALLED := .venv/installed
 # Python compiles a module when it is first imported: most never are, and to compile them all takes a minute.
 INSTALL := -m pip install --no-compile
+COMPILE = $(LOCK)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --excludes tools/cuda.txt \
+    --annotation-style line --custom-compile-command "make requirements" $(UPGRADE)
 # Then it must keep what it compiled, whatever the machine's setting: else each process does it again, torch in 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks clean
+.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks requirements clean
 
 book: $(INSTALLED)
-	$(BIN)/python -m mathlib.book build
+	$(BIN)/jupyter-book build . --all -W --keep-going
+	$(BIN)/python -m pages check
 
 serve: book
-	$(BIN)/python -m mathlib.book serve
+	$(BIN)/python -m http.server -b 127.0.0.1 -d _build/html
 
 lab: .venv/installed-lab
 	$(BIN)/python -m jupyterlab chapters
@@ -43,13 +47,21 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
 
 mutants: .venv/installed-mutmut
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tools/mutants.py
 
 notebooks: $(INSTALLED)
-	$(BIN)/python -m mathlib.book execute
+	$(BIN)/python -m pages execute
+
+# What is pinned keeps its version where pyproject.toml allows it; UPGRADE=--upgrade takes the newest.
+requirements: .venv-lock/installed
+	echo "-e ." | $(COMPILE) - --group book --group test --output-file requirements.txt
+	for group in lab browser mutmut peers; do \
+	    grep -v "^-e" requirements.txt | \
+	    $(COMPILE) --group $$group --constraint - --output-file requirements-$$group.txt || exit 1; \
+	done
 
 clean:
-	rm -rf _build .venv .venv-peers mutants
+	rm -rf _build .venv .venv-lock .venv-peers mutants
 
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"PYTHON must be Python 3.11, 3.12 or 3.13, was {v}: make PYTHON=python3.13 ...")'
@@ -73,11 +85,18 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python $(INSTALL) -r requirements-mutmut.txt
 	touch $@
 
-# It stands on .venv, whose packages it sees. The list is complete: --no-deps keeps out what a peer would bring of its
-# own, another torch above all.
+# It stands on .venv, whose packages it sees. The list is complete, and --no-deps keeps out what is not on it: another
+# torch above all, torchvision, triton.
 PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 .venv-peers/installed: requirements-peers.txt $(INSTALLED)
 	$(BIN)/python -m venv .venv-peers
 	$(BIN)/python -c "$(PACKAGES)" | sed 's/.*/import site; site.addsitedir(r"&")/' > "$$($(PEERS)/python -c "$(PACKAGES)")/beside.pth"
 	$(PEERS)/python $(INSTALL) --no-deps -r requirements-peers.txt
+	touch $@
+
+.venv-lock/installed: pyproject.toml
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-lock
+	$(LOCK)/python -m pip install --upgrade "pip>=25.1"  # the first that knows --group
+	$(LOCK)/python $(INSTALL) --group lock
 	touch $@

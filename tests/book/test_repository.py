@@ -11,7 +11,7 @@ import pytest
 import yaml
 from nbformat import v4
 
-from mathlib.book.sphinx import DOWNLOADS
+from pages.sphinx import DOWNLOADS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))

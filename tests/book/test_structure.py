@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import v4
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 import mathlib
 from mathlib.book import evidence
-from mathlib.book.__main__ import normalise, pages, readme_picture
-from mathlib.book.sphinx import CHAPTER_LINE
+from pages.execute import normalise, readme_picture
+from pages.sphinx import CHAPTER_LINE
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = sorted(CHAPTERS.glob("*.ipynb"))
+PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 PLANNED = (
     "00_cosine_similarity 01_infonce 02_false_negatives 03_hard_negatives 04_dual_encoder 05_dpo 06_gist "
     "07_attention 08_capstone"
@@ -65,23 +67,23 @@ def chapter_line(name):
 
 def test_each_file_is_in_the_table_of_contents_and_each_entry_is_a_file():
     files = {f"chapters/{path.stem}" for path in CHAPTERS.iterdir() if path.suffix in (".ipynb", ".md")}
-    assert sorted(files) == sorted(pages(ROOT))
+    assert sorted(files) == sorted(PAGES)
 
 
 def test_the_sections_stand_in_the_order_of_the_notes():
-    stems = [Path(page).stem for page in pages(ROOT)]
+    stems = [Path(page).stem for page in PAGES]
     sections = [stem for stem in stems if stem[0].isdigit()]
     assert sections == [stem for stem in PLANNED if stem in stems]
 
 
 def test_the_evidence_is_what_the_chapters_measured():
     stored = (CHAPTERS / "evidence.md").read_text(encoding="utf-8")
-    assert stored == evidence.table(CHAPTERS), "run: python -m mathlib.book evidence"
+    assert stored == evidence.table(CHAPTERS), "run: python -m pages evidence"
 
 
 def test_the_readme_shows_the_figure_of_the_first_page():
-    stored = (ROOT / "_static" / "readme.svg").read_text(encoding="utf-8")
-    assert stored == readme_picture(ROOT), "run: python -m mathlib.book evidence"
+    stored = (ROOT / "pages" / "_static" / "readme.svg").read_text(encoding="utf-8")
+    assert stored == readme_picture(ROOT), "run: python -m pages evidence"
 
 
 @pytest.mark.parametrize("page", ["README.md", "chapters/index.ipynb"])
@@ -215,7 +217,7 @@ def test_every_figure_has_a_text(path):
             assert not bare, f"code cell {number}: a bare image has no text; use mathlib.book.figures"
 
 
-@pytest.mark.parametrize("page", pages(ROOT))
+@pytest.mark.parametrize("page", PAGES)
 def test_every_image_of_the_text_has_an_alternative(page):
     path = next(path for path in CHAPTERS.glob(f"{Path(page).name}.*") if path.suffix in (".ipynb", ".md"))
     text = prose(path)

@@ -11,8 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
-from mathlib.book.__main__ import pages
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
@@ -27,7 +26,7 @@ FLAGS = [
     "--disable-sync",
 ]
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-PAGES = pages(ROOT)
+PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 
 try:
     from playwright.sync_api import Error, sync_playwright

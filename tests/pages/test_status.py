@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nbformat import v4
 
-from mathlib.book import status
+from pages import status
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
@@ -16,7 +16,7 @@ CHAPTERS = ROOT / "chapters"
 @pytest.mark.parametrize("path", sorted(CHAPTERS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_its_code_was_run_with_the_pinned_versions(path):
     notebook = v4.reads(path.read_text(encoding="utf-8"))
-    assert status.KEY in notebook.metadata, f"run: python -m mathlib.book execute {path.stem}"
+    assert status.KEY in notebook.metadata, f"run: python -m pages execute {path.stem}"
     run = dict(notebook.metadata[status.KEY])
     assert run["code"] == status.code(notebook), "the code changed after its run"
     assert date(2026, 1, 1) <= date.fromisoformat(run["executed"]) <= datetime.now(UTC).date()
@@ -31,7 +31,7 @@ def test_its_code_was_run_with_the_pinned_versions(path):
 
 def test_the_page_is_what_the_notebooks_say():
     stored = CHAPTERS.joinpath("status.md").read_text(encoding="utf-8")
-    assert stored == status.table(CHAPTERS), "run: python -m mathlib.book evidence"
+    assert stored == status.table(CHAPTERS), "run: python -m pages evidence"
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fontTools.ttLib import TTFont
 
-from mathlib.book.mathfont import TALL, WIDE, characters
-from mathlib.book.mathml import Unsupported, mathml
+from pages.mathml import Unsupported, mathml
+from tools.mathfont import TALL, WIDE, characters
 
 ROOT = Path(__file__).parents[2]
 N = "\N{NO-BREAK SPACE}"
@@ -137,7 +137,7 @@ def test_what_it_cannot_read_is_an_error(latex):
 
 def test_an_equation_that_cannot_be_read_fails_the_build_and_is_named(tmp_path):
     tmp_path.joinpath("conf.py").write_text(
-        "extensions = ['sphinx.ext.autodoc', 'mathlib.book.sphinx']\nhtml_math_renderer = 'mathml'\n"
+        "extensions = ['sphinx.ext.autodoc', 'pages.sphinx']\nhtml_math_renderer = 'mathml'\n"
     )
     tmp_path.joinpath("index.rst").write_text("Title\n=====\n\nText\n\n:math:`\\unheard{x} < 1`\n")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", str(tmp_path), str(tmp_path / "out")]
@@ -147,7 +147,7 @@ def test_an_equation_that_cannot_be_read_fails_the_build_and_is_named(tmp_path):
 
 
 def test_the_font_has_all_that_an_equation_can_show():
-    font = TTFont(ROOT / "_static" / "math.woff")
+    font = TTFont(ROOT / "pages" / "_static" / "math.woff")
     names = font.getBestCmap()
     assert {char for char in characters() if ord(char) not in names} == set()
     variants = font["MATH"].table.MathVariants

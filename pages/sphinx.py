@@ -8,11 +8,12 @@ Nothing here is imported by mathlib or by a chapter.
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 from sphinx.util import logging
 
-from mathlib.book import mathml
+from pages import mathml
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +246,8 @@ def subset(source, letters, target) -> None:
 
 
 def setup(app) -> dict:
+    # sphinx_external_toc looks at every live object, torch's deprecated ones too
+    warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
     if repository():
         # Its tags need an absolute address; without one they would lead nowhere.
         app.setup_extension("sphinxext.opengraph")

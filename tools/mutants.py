@@ -131,7 +131,7 @@ def main():
         [sys.executable, "-m", "pytest", "-p", "mutants", "-q", "--tb=native", *arguments],
         cwd=MUTANTS,
         # one thread for each process
-        env={**os.environ, "PYTHONPATH": "tests", "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": ""},
         check=True,
     )
     changes, survivors = json.loads((MUTANTS / "survivors.json").read_text(encoding="utf-8"))

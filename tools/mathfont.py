@@ -1,9 +1,9 @@
-"""Makes _static/math.woff, the font of the book's equations: TeX Gyre Pagella Math, less what mathml.py never writes.
+"""Makes pages/_static/math.woff, the equations' font: TeX Gyre Pagella Math, less what pages/mathml.py never writes.
 
 Chromium leaves room for a bracket's or a root's widest size beside all of them; this font's differ little in width.
 
 To be run again when mathml.py has learnt a symbol, with the whole font at hand (version 1.632, tex-gyre-math on CTAN
-and in Linux distributions): python -m mathlib.book.mathfont texgyrepagella-math.otf
+and in Linux distributions): python -m tools.mathfont texgyrepagella-math.otf
 """
 
 import string
@@ -11,7 +11,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from mathlib.book.mathml import ACCENTS, ALPHABETS, LETTERS, SYMBOLS, UPRIGHT, letter
+from pages.mathml import ACCENTS, ALPHABETS, LETTERS, SYMBOLS, UPRIGHT, letter
 
 NAME = "Mathlib Book Math"
 OVERLINE = "‾"
@@ -84,4 +84,4 @@ def make(source: str, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(__file__).parents[2] / "_static" / "math.woff")
+    make(sys.argv[1], Path(__file__).parents[1] / "pages" / "_static" / "math.woff")

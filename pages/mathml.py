@@ -1,7 +1,7 @@
 """The book's equations as MathML, written when it is built: a reader's browser typesets them itself.
 
 Of LaTeX it reads what the book uses. Anything else is a warning, which fails the build; a new symbol is a line in
-SYMBOLS (and a glyph in _static/math.woff: mathfont.py). Spaces are TeX's (The TeXbook, chapter 18).
+SYMBOLS (and a glyph in _static/math.woff: tools/mathfont.py). Spaces are TeX's (The TeXbook, chapter 18).
 """
 
 import re

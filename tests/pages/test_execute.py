@@ -1,0 +1,68 @@
+"""What `python -m pages execute` stores, and that it stores nothing where a cell fails."""
+
+import json
+import platform
+
+import pytest
+from nbformat import v4
+
+from pages.execute import execute, execute_notebook
+
+
+@pytest.fixture
+def book(tmp_path):
+    tmp_path.joinpath("_toc.yml").write_text("format: jb-book\nroot: chapters/page\n")
+    tmp_path.joinpath("chapters").mkdir()
+    return tmp_path
+
+
+def write_notebook(book, *sources):
+    path = book / "chapters" / "page.ipynb"
+    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(source) for source in sources])))
+    return path
+
+
+def test_a_second_run_leaves_no_diff_and_names_what_changed(book, capsys):
+    path = write_notebook(book, "import os\nprint(os.path.basename(os.getcwd()))", "print(1, flush=True)\nprint(2)")
+    assert execute_notebook(path) is None
+    first = path.read_text(encoding="utf-8")
+    outputs = [cell["outputs"] for cell in json.loads(first)["cells"]]
+    assert [output["text"] for (output,) in outputs] == [["chapters\n"], ["1\n", "2\n"]]
+    assert "code cell 1 changed: import os" in capsys.readouterr().out
+
+    assert execute_notebook(path) is None
+    assert path.read_text(encoding="utf-8") == first
+    assert "changed" not in capsys.readouterr().out
+
+
+def test_a_run_is_dated_anew_only_when_code_or_output_changed(book):
+    path = write_notebook(book, "print(6 * 7)")
+    old = {"executed": "2020-02-02", "seconds": 0.1, "versions": {"Python": "3.9.1"}}
+
+    def executed(change):
+        notebook = v4.reads(path.read_text(encoding="utf-8"))
+        notebook.metadata["mathlib"] |= old
+        change(notebook.cells[0])
+        path.write_text(v4.writes(notebook))
+        assert execute_notebook(path) is None
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"]["mathlib"]
+
+    assert execute_notebook(path) is None
+    assert executed(lambda cell: None) == old | {"code": executed(lambda cell: None)["code"]}
+    for change in (lambda cell: cell.update(source="print(42)"), lambda cell: cell.outputs[0].update(text="41\n")):
+        found = executed(change)
+        assert found["executed"] > "2025" and found["seconds"] != 0.1
+        assert found["versions"]["Python"] == platform.python_version()
+
+
+def test_a_cell_that_fails_is_named_and_the_file_left_as_it_was(book):
+    path = write_notebook(book, "x = 1", "x / 0")
+    before = path.read_text(encoding="utf-8")
+    problem = execute_notebook(path)
+    assert problem.startswith(f"{path}: code cell 2 failed") and "ZeroDivisionError" in problem
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_an_unknown_chapter_is_named(book):
+    write_notebook(book, "x = 1")
+    assert execute(book, ["99_nothing"]) == ["a chapter must be one of page, was 99_nothing"]
