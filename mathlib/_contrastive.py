@@ -138,9 +138,9 @@ def info_nce(
 
     **Several processes.** With ``gather`` each rank of `torch.distributed` scores its own anchors against all
     ranks' positives, negatives and, where they are asked for, anchors, which have the same shape and the same
-    options on every rank; a pool is each rank's share of one pool, a label means the same on all ranks. Under DistributedDataParallel, which averages, "mean" gives
-    the gradient of the whole batch on one process; "sum" and "none" need the loss times the number of ranks, as
-    they do without gather.
+    options on every rank; a pool is each rank's share of one pool, and a label means the same on all ranks. Under
+    DistributedDataParallel, which averages, "mean" gives the gradient of the whole batch on one process; "sum" and
+    "none" need the loss times the number of ranks, as they do without gather.
 
     Args:
         anchor: a, any scale (embeddings are scaled to unit length).
