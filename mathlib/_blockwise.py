@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mathlib._rows import Embeddings, Excluded, Layout, reduced, surprise
-from mathlib._similarity import direction
+from mathlib._similarity import direction, no_autocast
 
 
 class Block(NamedTuple):
@@ -309,6 +309,12 @@ class Blockwise(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise RuntimeError(
+            "info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+        )
+
+    @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
         if upstream is None:
             return (None,) * 9
@@ -353,7 +359,7 @@ def with_gradients(
     """`one_pass` for embeddings of any length and dtype: the losses, and four gradients of their sum, each times the
     factor and its row of upstream, None where not needed.
     """
-    with torch.autocast(given.anchor.device.type, enabled=False):
+    with no_autocast(given.anchor):
         units, lengths = zip(*((None, None) if y is None else direction(y) for y in given), strict=True)
         t = temperature.to(units[0].dtype) if isinstance(temperature, Tensor) else temperature
         wanted = tuple(need or needed[3] for need in needed[:3])

@@ -173,7 +173,7 @@ def info_nce(
         ValueError: if there are no negatives without in_batch, or a rule's weights have another shape than the
             scores; with gather, on every rank, if what must be the same on every rank is not, or if an argument
             is wrong on one.
-        RuntimeError: from torch, under forward-mode differentiation or vmap.
+        RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
@@ -233,7 +233,7 @@ def info_nce(
     # own, or other ranks' anchors, which are rows of no block here.
     at_once = symmetric and not (rules or contrast_anchors or contrast_positives or gathering)
     layout = layout_of(
-        len(anchor), in_batch, groups, negative_groups, contrast_anchors, contrast_positives, symmetric=at_once
+        anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives, symmetric=at_once
     )
     given = Embeddings(anchor, positive, negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block

@@ -121,7 +121,7 @@ def gist_embed_loss(
         ValueError: if there are no negatives without in_batch, or if negatives are given without the guide's, or
             the guide's without them; with gather, on every rank, if what must be the same on every rank is not, or
             if an argument is wrong on one.
-        RuntimeError: from torch, under forward-mode differentiation or vmap.
+        RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:
         Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
@@ -185,7 +185,7 @@ def gist_embed_loss(
     else:
         check()
 
-    layout = layout_of(len(anchor), in_batch, groups, negative_groups, contrast_anchors, contrast_positives)
+    layout = layout_of(anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives)
     student = Embeddings(anchor, positive, negatives)
     guide = Embeddings(guide_anchor, guide_positive, guide_negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block

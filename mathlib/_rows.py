@@ -93,11 +93,11 @@ class Layout(NamedTuple):
     def width(self, x: Embeddings) -> int:
         """The number of scores in a row, those of the row with its own positive, or with itself, included."""
         own = x.negatives.shape[1] if x.negatives is not None and self.own_negatives(x) else 0
-        return own + sum(len(x.matrix(right)) for _, right in self.pairings(x))
+        return own + sum(x.matrix(right).shape[0] for _, right in self.pairings(x))
 
     def excluded(self, x: Embeddings, rows: slice) -> Excluded:
         """What is not a candidate among the scores of some rows."""
-        widths = [len(x.matrix(right)) for _, right in self.pairings(x) if right != "negatives"]
+        widths = [x.matrix(right).shape[0] for _, right in self.pairings(x) if right != "negatives"]
         return Excluded(rows.start, widths, self.same_group(x, rows))
 
     def same_group(self, x: Embeddings, rows: slice) -> Tensor | None:
@@ -110,8 +110,8 @@ class Layout(NamedTuple):
             labels = self.negative_groups[rows] if self.own_negatives(x) else self.negative_groups.flatten()
             parts.append(own == labels)
         elif x.negatives is not None:
-            count = x.negatives.shape[1] if self.own_negatives(x) else len(x.matrix("negatives"))
-            parts.append(torch.zeros(len(own), count, dtype=torch.bool, device=own.device))
+            count = x.negatives.shape[1] if self.own_negatives(x) else x.matrix("negatives").shape[0]
+            parts.append(torch.zeros(own.shape[0], count, dtype=torch.bool, device=own.device))
         return torch.cat(parts, dim=1)
 
 
