@@ -368,7 +368,8 @@ def with_gradients(
         for gradient, y, length in zip(gradients, units, lengths, strict=True):
             if gradient is not None:
                 outward = torch.linalg.vecdot(gradient, y)[..., None]
-                along += outward.sum()
+                if needed[3]:
+                    along += outward.sum()
                 # keep the tangential part: a longer input has the same unit vector
                 gradient.addcmul_(y, outward, value=-1).div_(length * (t / factor))
         # a score is bilinear: score times derivative appears once for each of its two sides, and a loss knows
