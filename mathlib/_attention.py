@@ -79,8 +79,8 @@ def attention(
         (under autocast, in its dtype).
 
     Raises:
-        TypeError: if a tensor has a wrong dtype, an integer mask too, or an option has a wrong type.
-        ValueError: if a shape, a device or scale is not as above, or D is 0.
+        TypeError: if the mask is neither boolean nor of query's dtype.
+        ValueError: if shapes do not fit together, the mask does not broadcast to the scores, or D is 0.
 
     Source:
         Vaswani et al. (2017), arXiv:1706.03762, eq. 1.
@@ -200,8 +200,7 @@ class MultiHeadAttention(nn.Module):
         bias: whether the projections add a bias.
 
     Raises:
-        TypeError: if d_model or num_heads is no int, or bias no bool.
-        ValueError: if d_model or num_heads is not as above.
+        ValueError: if d_model is not a multiple of num_heads.
 
     Source:
         Vaswani et al. (2017), arXiv:1706.03762, section 3.2.2.
@@ -246,8 +245,8 @@ class MultiHeadAttention(nn.Module):
         """MultiHead(query, key, value); key is query and value is key where they are not given.
 
         The mask, as in `attention`, is [L, S] or [B, num_heads, L, S], and each axis may be 1 instead: a
-        mask of padding [B, S] enters as ``padding[:, None, None, :]``. Three axes are refused, as nobody
-        could tell a batch from heads. Weights are [B, num_heads, L, S]. Where nothing is left to attend to,
+        mask of padding [B, S] enters as ``padding[:, None, None, :]``. Three axes are refused: they could be
+        a batch's or the heads'. Weights are [B, num_heads, L, S]. Where nothing is left to attend to,
         all heads are 0, and the output is the last projection's bias.
         """
         if key is None and value is not None:

@@ -82,8 +82,7 @@ def contrastive_loss(
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or temperature is no number.
-        ValueError: if a shape, a device, the temperature or the reduction is not as above.
+        ValueError: if the shapes do not fit together, there is no row, or an option is out of its range.
 
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4.
@@ -126,39 +125,40 @@ def info_nce(
     With ``in_batch`` the candidates of an anchor are all other positives and all explicit negatives,
     those given for other anchors too; without it, its own explicit negatives alone.
 
+    **Rules.** A rule is a function (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0
+    (not checked), called without gradient; it must not change its arguments. Where a block of scores holds the
+    positive itself, that entry reads -inf. A score within D eps of the positive's, as that of a copy is by
+    rounding, is given as equal to it. With reduction "none", and where a gradient is differentiated, a rule is
+    asked again in the backward pass, so a random rule needs "mean" or "sum".
+
+    **Several processes.** With ``gather`` each rank of `torch.distributed` scores its own anchors against all
+    ranks' positives, negatives and, for ``symmetric``, anchors, which have the same shape and the same options on
+    every rank; a pool is each rank's share of one pool. Under DistributedDataParallel, which averages, "mean" gives
+    the gradient of the whole batch on one process; "sum" and "none" need the loss times the number of ranks, as
+    they do without gather.
+
     Args:
         anchor: a, any scale (embeddings are scaled to unit length).
         positive: p, row b belongs to anchor b.
         negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
         temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked.
         in_batch: whether the rest of the batch counts as negatives.
-        weigh: a rule, or several whose weights multiply. A rule is a function
-            (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0 (not checked), called
-            without gradient; where the block of scores holds the positive itself, it reads -inf. What differs from
-            the positive's score by no more than D eps, as a copy of it does by rounding, is given as equal to it. A
-            rule must not change its arguments. With reduction "none", and where a gradient is differentiated, it is
-            asked again in the backward pass: a random rule wants "mean" or "sum".
+        weigh: w, by default 1: a rule, or several whose weights multiply.
         symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once; None takes 512 on a CPU, down to 384 with a
-            rule and many candidates, and more on a GPU. Memory is O(block_size * candidates); loss and gradients
-            stay the same, up to rounding. Where the gradient itself is to be differentiated, and under
-            torch.compile, the formula is evaluated as it stands.
-        gather: on several processes (`torch.distributed`), whether the candidates of all ranks count: each rank
-            scores its own anchors against all ranks' positives, negatives and, for symmetric, anchors, all of
-            the same shape and with the same options on every rank. A pool is each rank's own share of a pool.
-            "mean" under DistributedDataParallel, which averages, then gives the gradient of the whole batch on
-            one process; "sum" and "none" want the loss times the number of ranks, as they do without gather.
+        block_size: rows whose scores are alive at once; None means 512 on a CPU (as few as 384 with a rule
+            and many candidates) and more on a GPU. Memory is O(block_size * candidates); loss and gradients stay
+            the same, up to rounding. Where the gradient itself is to be differentiated, and under torch.compile,
+            the formula is evaluated as it stands.
+        gather: whether the candidates of all ranks count.
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. An anchor
         with no candidate left has loss 0 and gradient 0.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
-        ValueError: if a shape, a device or an option is not as above, or without in_batch there are no
-            negatives, or a rule's weights have another shape than the scores; with gather, on every rank, if
-            what must be the same on every rank is not.
+        ValueError: if there are no negatives without in_batch, or a rule's weights have another shape than the
+            scores; with gather, on every rank, if what must be the same on every rank is not.
         RuntimeError: from torch, under forward-mode differentiation or vmap.
 
     Source:
@@ -227,7 +227,7 @@ def info_nce(
 
 @dataclass(frozen=True)
 class InfoNCE:
-    """The loss of `info_nce` for unit vectors of so many features, as the engine asks for it."""
+    """The loss of `info_nce` on unit vectors of that many features, as the engine asks for it."""
 
     rules: list[Rule]
     layout: Layout

@@ -45,7 +45,6 @@ def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest
         All W * B rows, the others in the order of their ranks; without a group, or in a group of one, the tensor.
 
     Raises:
-        TypeError: if tensor is no floating-point tensor.
         ValueError: if it has no axis, or, on every rank, if it is not alike on all ranks.
 
     Source:
@@ -79,7 +78,8 @@ def untraced(function: Callable) -> Callable:  # pragma: no cover - distributed
 
 
 def check_same_on_ranks(device: torch.device, given: dict[str, object]) -> None:  # pragma: no cover - distributed
-    """Raise on every rank unless all call with the same settings and with tensors alike: else they would wait for ever.
+    """Raise on every rank unless all call with the same settings and with tensors alike: otherwise they would wait for
+    one another forever.
 
     A digest is exchanged, on the device that the group's collectives take; only where the digests differ, the words.
     """

@@ -1,7 +1,7 @@
 r"""False negatives: what if a candidate that counts as wrong is right?
 
-In a batch, everybody else's positive is a negative, and some of them would do as well. A rule looks
-at the scores and lets those that look so count for less:
+In a batch, every other anchor's positive is a negative, and some of these would be right answers too. A rule
+looks at the scores, and lets the candidates that look like right answers count for less:
 
 >>> import torch
 >>> positive_scores, candidate_scores = torch.tensor([[0.8]]), torch.tensor([[0.9, 0.75, 0.1]])
@@ -62,7 +62,7 @@ def false_negative_weights(
 
     The relative margin is a share of the positive's size, hence its absolute value: with s_p < 0 the product
     s_p (1 - m) lies above s_p, and would spare candidates more similar than the positive. At s_p = 0
-    there is no margin.
+    the margin vanishes.
 
     Args:
         positive_scores: s_p, any scale.
@@ -76,9 +76,7 @@ def false_negative_weights(
         The weights, without gradient; float32 for half-precision inputs, which are compared in float32.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or an option is no number.
-        ValueError: if a shape, a device or an option is not as above, or if threshold or margin is
-            missing, or given to a strategy that does not use it.
+        ValueError: if threshold or margin is missing, or given to a strategy that does not use it.
 
     Source:
         Huynh et al. (2022), arXiv:2011.11765 (elimination is alpha = 0); the margins: Moreira et al.
@@ -111,7 +109,7 @@ def false_negative_weights(
         check_number("margin", margin, least=0)
         limit = s_p - (margin if strategy == "absolute" else s_p.abs() * margin)
     if alpha == 0:
-        # 1 or 0 at once, not by way of a bool; not(s > limit) rather than s <= limit for NaN
+        # writes 1 or 0 directly, without an intermediate bool tensor; not(s > limit) keeps NaN, s <= limit would not
         return torch.gt(s, limit, out=torch.empty_like(s)).neg_().add_(1)
     return torch.ones_like(s).masked_fill_(s > limit, alpha)
 

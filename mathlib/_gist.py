@@ -1,6 +1,6 @@
 r"""GISTEmbedLoss: a guide model decides which candidates count, and how much.
 
-A false negative is hard to see for the model that is being trained: it does not yet know what belongs
+The model that is being trained cannot tell a false negative: it does not yet know what belongs
 together. A *guide*, a model that is already trained, does. Its similarities choose the candidates, and
 its softmax over them is a second target for the student.
 
@@ -8,8 +8,8 @@ its softmax over them is a second target for the student.
 >>> anchor = positive = torch.eye(2)
 >>> blind, seeing = torch.eye(2), torch.ones(2, 1)  # to the second guide, all texts mean the same
 
-The blind guide lets the other positive stand. To the seeing one it is as good as the anchor's own, and
-with a margin it goes; an anchor without candidates has nothing to learn:
+The blind guide keeps the other positive. The seeing one finds it as good as the anchor's own, and with a
+margin removes it; an anchor without candidates has nothing to learn:
 
 >>> gist_embed_loss(anchor, positive, guide_anchor=blind, guide_positive=blind, lam=0.0, temperature=1.0)
 tensor(0.3133)
@@ -66,17 +66,17 @@ def gist_embed_loss(
     block_size: int | None = None,
     gather: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
-    r"""InfoNCE over the candidates that a guide lets stand, plus its divergence from the student there.
+    r"""InfoNCE over the candidates that a guide keeps, plus the guide's divergence from the student over the same.
 
     .. math::
         L = L_{\text{InfoNCE}} + \lambda\, \mathrm{KL}(g \,\|\, s), \qquad
         \mathrm{KL}(g \,\|\, s) = \sum_{i \in \{p\} \cup \mathcal{N}_b} g_i \log\frac{g_i}{s_i}
 
     g and s are the softmax probabilities of guide and student over the same candidates: the positive and
-    what the guide lets stand. A candidate goes when the guide finds it more similar than the positive
-    less a margin (`false_negative_weights`, on the guide's scores); without a margin, a copy of the positive
-    stays. With `lam=0`, `contrast_anchors` and `contrast_positives` it is the published loss; the second
-    term is the notes' own.
+    what the guide keeps. It removes a candidate that it finds more similar than the positive less a margin
+    (`false_negative_weights`, on the guide's scores); without a margin, a copy of the positive stays. With
+    `lam=0`, `contrast_anchors` and `contrast_positives` this is the published loss; the second term is the
+    notes' own.
 
     Args:
         anchor: the student's embeddings, any scale.
@@ -96,7 +96,7 @@ def gist_embed_loss(
         contrast_positives: whether pairs of positives are candidates too: row b's positive against all
             others. A row is never compared with itself.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
-        block_size: rows whose scores are alive at once, as in `info_nce`; None takes 512 to 160 on a CPU, the
+        block_size: rows whose scores are alive at once, as in `info_nce`; None means 512 to 160 on a CPU, the
             fewer the more candidates there are. Where the gradient itself is to be differentiated, and under
             torch.compile, the formula is evaluated as it stands.
         gather: on several processes, whether the candidates of all ranks count, as in `info_nce`; the guide's
@@ -107,10 +107,8 @@ def gist_embed_loss(
         the student alone. An anchor with no candidate left has loss 0 and gradient 0.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or an option has a wrong type.
-        ValueError: if a shape, a device or an option is not as above, if without in_batch there are no negatives,
-            or if negatives are given without the guide's, or the other way round; with gather, on every
-            rank, if what must be the same on every rank is not.
+        ValueError: if there are no negatives without in_batch, or if negatives are given without the guide's, or
+            the guide's without them; with gather, on every rank, if what must be the same on every rank is not.
         RuntimeError: from torch, under forward-mode differentiation or vmap.
 
     Source:

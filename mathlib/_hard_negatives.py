@@ -1,7 +1,7 @@
 r"""Hard negatives: which of all the wrong candidates are worth learning from?
 
-Those that the model takes for right teach most. The rules here choose them among the candidates of a
-batch, weight 1 for a chosen one and 0 for the others:
+Those that the model mistakes for the right answer teach most. The rules here choose them among the
+candidates of a batch, with weight 1 for a chosen one and 0 for the others:
 
 >>> import torch
 >>> positive_scores, candidate_scores = torch.tensor([[0.5]]), torch.tensor([[0.9, 0.55, 0.45, 0.1]])
@@ -66,8 +66,7 @@ def hard_negatives(
         The weights, without gradient; float32 for half-precision inputs, which are compared in float32.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or threshold is no number.
-        ValueError: if a shape, a device or threshold is not as above.
+        ValueError: if the scores do not fit together, or threshold is not finite.
 
     Source:
         Robinson et al. (2021), arXiv:2010.04592 (principle 2; its principle 1 asks for true negatives).
@@ -98,13 +97,9 @@ def semi_hard_negatives(
         \quad\text{or}\quad
         w_i = [\, s_p - m < s_i < s_p \,] \;\text{(below)}
 
-    The notes' inequality, "above", is FaceNet's with the similarity put where FaceNet has the distance,
-    which turns it around: it chooses negatives that are ranked before the positive, many of them false.
-    FaceNet's own, d_p^2 < d_n^2 < d_p^2 + margin on squared distances, is "below": negatives that are
-    ranked after the positive, though by less than the margin, and since d^2 = 2 - 2 cos for unit
-    vectors, a margin there is m/2 here (FaceNet's 0.2 is m = 0.1).
-
-    Both inequalities are strict on both sides. A row with nothing chosen has loss 0.
+    "above" is the notes' inequality: negatives ranked before the positive, many of them false. "below" is
+    FaceNet's, on squared distances d^2 = 2 - 2 cos, carried over to cosines: a margin there is m/2 here
+    (FaceNet's 0.2 is m = 0.1). Both are strict on both sides. A row with nothing chosen has loss 0.
 
     Args:
         positive_scores: s_p, any scale.
@@ -116,8 +111,7 @@ def semi_hard_negatives(
         The weights, without gradient; float32 for half-precision inputs, which are compared in float32.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or margin is no number.
-        ValueError: if a shape, a device or an option is not as above.
+        ValueError: if the scores do not fit together, or an option is out of its range.
 
     Source:
         Schroff, Kalenichenko and Philbin (2015), arXiv:1503.03832, eq. 4.
@@ -158,8 +152,7 @@ def top_k_negatives(
         The weights, without gradient; float32 for half-precision inputs.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or k is no int.
-        ValueError: if a shape, a device or k is not as above.
+        ValueError: if the scores do not fit together, or k is below 1.
 
     Source:
         Faghri et al. (2018), arXiv:1707.05612 (k = 1).
@@ -199,8 +192,7 @@ def curriculum(step: float, *, start: float, end: float, total_steps: float, sha
         A Python float, exactly start at step 0 and exactly end from total_steps on.
 
     Raises:
-        TypeError: if step, start, end or total_steps is no number.
-        ValueError: if one of them or the shape is not as above.
+        ValueError: if a number is not finite or out of its range, or the shape is neither of the two.
 
     Source:
         Bengio et al. (2009), "Curriculum learning", ICML; cosine: Loshchilov and Hutter (2017),
@@ -245,10 +237,9 @@ def mine_hard_negatives(
             \cos(q, d) \le s_p - |s_p|\, m \bigr\},
         \qquad s_p = \min_{p \in P_q} \cos(q, p)
 
-    With strategy "absolute" the limit is s_p - m. Of several positives the lowest, the worst, sets it:
-    that positive proves that what is relevant may score as low as that, and above it nothing tells a
-    relevant document from a hard negative. sentence-transformers does the same. The price: one mislabelled
-    positive far down costs its query the hardest negatives.
+    With strategy "absolute" the limit is s_p - m. Of several positives the lowest sets it, as in
+    sentence-transformers: that one proves that what is relevant may score as low as that. The price: one
+    mislabelled positive far down costs its query the hardest negatives.
 
     Equal scores come in the order of their index (rounding may set those of equal documents apart); which
     of several documents that tie for the last place is returned is left open. A score equal to the limit
@@ -271,12 +262,9 @@ def mine_hard_negatives(
         in this order, unlike `search`. Where fewer than k are left, the rest has index -1 and score -inf.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, positive_indices does not hold
-            integers, or an option has a wrong type.
-        ValueError: if a shape, a device or an option is not as above, a collection is empty, or one of
-            its indices is not in 0..N-1.
-        IndexError: if positive_indices is a tensor with an index not in 0..N-1. Its values are not read,
-            so that CUDA says it later, by a failed assertion on the device.
+        ValueError: if a collection is empty, or one of its indices is not in 0..N-1.
+        IndexError: if positive_indices is a tensor with an index that is not in 0..N-1. Its values are not
+            read; on CUDA the error surfaces later, as a device-side assertion.
 
     Source:
         Moreira et al. (2024), arXiv:2407.15831 (TopK-MarginPos and TopK-PercPos).
@@ -324,7 +312,7 @@ def mined(
     block_size: int,
 ) -> tuple[Tensor, Tensor]:
     """`mine_hard_negatives` for queries of unit length, few enough to be scored at once; known is [Q, P]."""
-    # also where no margin asks for it: an index that is no document's shows here
+    # computed even without a margin: an index out of range fails here
     of_positives = [(queries * unit(documents.index_select(0, column))).sum(dim=1) for column in known.unbind(dim=1)]
     worst = torch.stack(of_positives).amin(dim=0)[:, None]
 

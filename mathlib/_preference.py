@@ -8,9 +8,10 @@ logarithms over the answer. Here the vocabulary has two tokens, and the answer i
 >>> sequence_log_prob(logits, torch.tensor([[0, 1]]))
 tensor([-1.0064])
 
-`labels[b, t]` is the token that `logits[b, t]` are asked about. A causal model's logits at t predict
-token t + 1: shift the tokens by one, and mask what is no answer (the prompt, the padding, the last
-position) with False. To shift the tokens is cheaper than to slice the logits, which are much larger.
+`labels[b, t]` is the token whose probability `logits[b, t]` give. A causal model's logits at t predict
+token t + 1: shift the tokens by one, and mask everything that is not part of the answer (the prompt, the
+padding, the last position) with False. Shifting the tokens is cheaper than slicing the logits, which are much
+larger.
 
 >>> sequence_log_prob(logits, torch.tensor([[0, -100]]), mask=torch.tensor([[True, False]]))
 tensor([-0.6931])
@@ -37,7 +38,7 @@ from mathlib._rows import reduced
 from mathlib._similarity import wide
 
 BLOCK = 2**21
-"""How many logits are looked at together: 8 MB of float32, little beside a batch of them."""
+"""How many logits are looked at together: 8 MB of float32, little compared with a batch of them."""
 
 
 def sequence_log_prob(
@@ -50,7 +51,7 @@ def sequence_log_prob(
 
     .. math:: \log \pi(y) = \sum_{t} m_t \log \frac{e^{z_{t, y_t}}}{\sum_{v=1}^V e^{z_{t, v}}}
 
-    Computed by blocks of tokens, which the backward pass computes again: beside the logits and their
+    Computed by blocks of tokens, which the backward pass computes again: besides the logits and their
     gradient, no tensor of their size is ever alive. Where the gradient itself is to be differentiated
     (``create_graph``), and under `torch.compile`, which fuses it, the formula is evaluated as it stands.
 
@@ -64,10 +65,9 @@ def sequence_log_prob(
         log pi of each sequence, 0 where no token counts; float32 for half-precision logits.
 
     Raises:
-        TypeError: if logits are not floating-point, labels no integers, or mask is not boolean.
-        ValueError: if a shape or a device is not as above, or the vocabulary is empty.
+        TypeError: if logits are not floating-point, labels are not integers, or mask is not boolean.
         RuntimeError: from torch, under forward-mode differentiation or vmap, or if a label that counts is not in
-            [0, V): values are not read, and CUDA tells it later, by a failed assertion.
+            [0, V): values are not read; on CUDA the error surfaces later, as a device-side assertion.
 
     Source:
         Rafailov et al. (2023), arXiv:2305.18290, appendix B (`pi_logps` in its code are these sums).
@@ -119,14 +119,14 @@ class TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, mask = ctx.saved_tensors
-        # somebody wants to differentiate the gradient; torch.func.vjp says so too, with nothing to differentiate it by
+        # A second derivative is wanted. torch.func.vjp enables gradients here too, but then no input requires one.
         if torch.is_grad_enabled() and logits.view_as(logits).requires_grad:
             log_probs = plain_token_log_probs(logits, labels, mask)
             return *torch.autograd.grad(log_probs, logits, upstream, create_graph=True), None, None
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         dtype = sum_dtype(logits)
         for block in blocks(logits):
-            # upstream * (1 at the label - softmax), in place where no half has to be rounded at the end
+            # upstream * (1 at the label - softmax), in place unless the result has to be rounded to half precision
             place = gradient[block] if logits.dtype == dtype else None
             rows = torch.softmax(logits[block], dim=2, dtype=dtype, out=place)
             rows.mul_(-upstream[block][:, :, None])
@@ -193,8 +193,7 @@ def dpo_loss(
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or beta or label_smoothing is no number.
-        ValueError: if a shape, a device or an option is not as above, or there is no pair.
+        ValueError: if the four differ in length or are empty, or an option is out of its range.
 
     Source:
         Rafailov et al. (2023), arXiv:2305.18290, eq. 7; label smoothing: Mitchell (2023), "A note on DPO with

@@ -37,7 +37,7 @@ class DualEncoder(nn.Module):
         document_encoder: f_d, likewise for documents; None shares f_q, weights and all.
 
     Raises:
-        TypeError: if an encoder is no `torch.nn.Module`.
+        TypeError: if an encoder is not a `torch.nn.Module`.
 
     Source:
         Karpukhin et al. (2020), arXiv:2004.04906, eq. 1.
@@ -101,8 +101,7 @@ def search(
         Scores, best first (float32 for half-precision inputs), and the documents' indices.
 
     Raises:
-        TypeError: if a tensor is not floating-point, dtypes differ, or k or block_size is no int.
-        ValueError: if a shape, the device, k, the metric or block_size is not as above.
+        ValueError: if queries and documents do not fit together, or an option is out of its range.
 
     Source:
         Johnson, Douze and Jégou (2017), arXiv:1702.08734, section 3 (exact search by blocks).
@@ -168,8 +167,8 @@ def recall_at_k(ranked: Int[Tensor, "Q n"], relevant: Relevant, *, k: int) -> Fl
         A 0-d float32 tensor in [0, 1].
 
     Raises:
-        TypeError: if ranked or relevant does not hold integers, or k is no int.
-        ValueError: if a shape, the device or k is not as above, or a collection is empty.
+        TypeError: if ranked or relevant does not hold integers.
+        ValueError: if a collection is empty, or k is not in 1..n.
 
     Source:
         Manning, Raghavan and Schütze (2008), Introduction to Information Retrieval, section 8.4.
@@ -199,7 +198,7 @@ def mean_reciprocal_rank(ranked: Int[Tensor, "Q n"], relevant: Relevant) -> Floa
 
     Raises:
         TypeError: if ranked or relevant does not hold integers.
-        ValueError: if a shape or the device is not as above, or a collection is empty.
+        ValueError: if a collection is empty.
 
     Source:
         Voorhees (1999), "The TREC-8 question answering track report", section 3.
@@ -231,8 +230,8 @@ def ndcg_at_k(ranked: Int[Tensor, "Q n"], relevant: Relevant, *, k: int) -> Floa
         A 0-d float32 tensor in [0, 1].
 
     Raises:
-        TypeError: if ranked or relevant does not hold integers, or k is no int.
-        ValueError: if a shape, the device or k is not as above, or a collection is empty.
+        TypeError: if ranked or relevant does not hold integers.
+        ValueError: if a collection is empty, or k is not in 1..n.
 
     Source:
         Järvelin and Kekäläinen (2002), "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4).

@@ -66,8 +66,7 @@ def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D
         Values in [-1, 1], up to rounding, in the dtype of the inputs.
 
     Raises:
-        TypeError: if a or b is no floating-point tensor, or their dtypes differ.
-        ValueError: if their last axes or devices differ, or the others do not broadcast.
+        ValueError: if the last axes differ, or the others do not broadcast.
 
     Source:
         Manning, Raghavan and Schütze (2008), Introduction to Information Retrieval, eq. 6.10.
@@ -105,8 +104,7 @@ def similarity_matrix(
         The m x n similarities in the dtype of the inputs. Zero vectors have cosine 0 and gradient 0.
 
     Raises:
-        TypeError: if a or b is no floating-point tensor, or their dtypes differ.
-        ValueError: if a shape, the device or the metric is not as above.
+        ValueError: if a and b differ in their number of features, or have none.
 
     Source:
         Manning, Raghavan and Schütze (2008), Introduction to Information Retrieval, section 6.3.
@@ -135,10 +133,10 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def tied(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:
-    """Scores [R, C], but the positive's [R] where rounding alone may have set the two apart.
+    """The scores [R, C], with those that differ from the positive's [R] only by rounding replaced by it.
 
-    A product's last bits depend on where in a matrix it stands, so that a copy of the positive would be above it,
-    below it or neither, as the processor likes. Two sums of D products of unit vectors are at most D eps apart.
+    A product's last bits depend on where in a matrix it stands, so that a copy of the positive would land above it,
+    below it or on it, depending on the processor. Two sums of D products of unit vectors are at most D eps apart.
     """
     positive_scores = positive_scores[:, None]
     near = torch.sub(scores, positive_scores, out=out).abs_() <= features * torch.finfo(scores.dtype).eps
