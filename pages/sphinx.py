@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sphinx.util import logging
 
-from pages import mathml
+from pages import equations
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def setup(app) -> dict:
         # Its tags need an absolute address; without one they would lead nowhere.
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
-    app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))
+    app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
     app.connect("html-page-context", mend_page)
     # After the theme's, which makes the list of buttons.
     app.connect("html-page-context", add_launch_buttons, priority=900)
