@@ -44,8 +44,6 @@ def set_addresses(app, config) -> None:
         "use_issues_button": True,
     }
     config.html_baseurl = site
-    config.ogp_site_url = site
-    config.ogp_social_cards = {"enable": False}
 
 
 # These read files of the repository, so they run in a clone only.
@@ -120,8 +118,8 @@ def warn_of_bad_cells(app, docname, source) -> None:
     code = [cell for cell in json.loads(source[0])["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, start=1):
         where = f"{path}: code cell {number}"
-        if cell["execution_count"] is None:
-            logger.warning("%s was not run", where)
+        if cell["execution_count"] != number:
+            logger.warning("%s was not run in its place", where)
         for output in cell["outputs"]:
             expected = "raises-exception" in cell["metadata"].get("tags", [])
             if output["output_type"] == "error" and not expected:
@@ -140,7 +138,14 @@ PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="s
 DESCRIPTION = 200  # letters
 
 
+# What a page may load: nothing from outside, in any reader's browser.
+POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+
+
 def mend_page(app, pagename, templatename, context, doctree) -> None:
+    # the head's first tag, since it holds for what comes after it
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
+    context["metatags"] = policy + context.get("metatags", "")
     body = context.get("body")
     if not body:
         return
@@ -150,7 +155,6 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     # docutils' role for an entry is no longer one, and its list is a list of nothing without it
     context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["description"] = description(doctree)
-    context["own_og"] = not repository()  # sphinxext.opengraph writes them where the address is known
 
 
 # A file that only pages with such a mark make use of.
@@ -248,9 +252,6 @@ def subset(source, letters, target) -> None:
 def setup(app) -> dict:
     # sphinx_external_toc looks at every live object, torch's deprecated ones too
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
-    if repository():
-        # Its tags need an absolute address; without one they would lead nowhere.
-        app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_addresses)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
     app.connect("html-page-context", mend_page)
