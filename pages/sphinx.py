@@ -94,6 +94,16 @@ def install(docname) -> str:
     return f'# Runs in a clone of {place},\n# in its folder chapters, after: pip install ".[book]"'
 
 
+# What a page may load: nothing from outside, in any reader's browser.
+POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+
+
+def forbid_outside(app, pagename, templatename, context, doctree) -> None:
+    """The head's first tag, since it holds for what comes after it."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
+    context["metatags"] = policy + context.get("metatags", "")
+
+
 def link_chapter(app, what, name, obj, options, lines) -> None:
     """Turn a docstring's line "Chapter: 01_infonce (eq. info-nce)" into links."""
     for index, line in enumerate(lines):
@@ -138,14 +148,7 @@ PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="s
 DESCRIPTION = 200  # letters
 
 
-# What a page may load: nothing from outside, in any reader's browser.
-POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-
-
 def mend_page(app, pagename, templatename, context, doctree) -> None:
-    # the head's first tag, since it holds for what comes after it
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
-    context["metatags"] = policy + context.get("metatags", "")
     body = context.get("body")
     if not body:
         return
@@ -254,6 +257,7 @@ def setup(app) -> dict:
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
     app.connect("config-inited", set_addresses)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
+    app.connect("html-page-context", forbid_outside)
     app.connect("html-page-context", mend_page)
     # After the theme's, which makes the list of buttons.
     app.connect("html-page-context", add_launch_buttons, priority=900)
