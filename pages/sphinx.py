@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sphinx.util import logging
 
-from pages import mathml
+from pages import equations
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def setup(app) -> dict:
         app.setup_extension("sphinxext.opengraph")
     app.setup_extension("pages.theme")
     app.connect("config-inited", set_addresses)
-    app.add_html_math_renderer("mathml", (mathml.visit_inline, None), (mathml.visit_block, None))
+    app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
     app.connect("html-page-context", add_links)
     app.connect("build-finished", complete_downloads)
     # Before napoleon, which would read on into the line as part of a section.

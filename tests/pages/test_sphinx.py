@@ -51,7 +51,7 @@ def failed_notebook():
 def test_broken_pages_fail_the_build_each_time_and_are_named_until_they_are_mended(book):
     chapters, contents = book / "chapters", book.joinpath("_toc.yml").read_text()
     book.joinpath("_toc.yml").write_text(f"{contents}chapters:\n- file: chapters/cited\n- file: chapters/failed\n")
-    chapters.joinpath("page.md").write_text("# Page\n\nSee [there](nowhere.md) and {eq}`nothing`.\n")
+    chapters.joinpath("page.md").write_text("# Page\n\nSee [there](nowhere.md), {eq}`nothing` and $a \\unheard{x}$.\n")
     chapters.joinpath("cited.md").write_text("# Cited\n\n{cite:t}`nobody`\n\n```{bibliography}\n```\n")
     chapters.joinpath("failed.ipynb").write_text(failed_notebook())
     for _ in range(2):
@@ -61,6 +61,7 @@ def test_broken_pages_fail_the_build_each_time_and_are_named_until_they_are_mend
         for named in (
             ("page.md:3", "nowhere.md"),
             ("page.md:3", "nothing"),
+            ("page.md:3", r"cannot read the equation a \unheard{x}, at letter 2: Unknown command"),
             ("cited.md:3", "nobody"),
             ("failed.ipynb: code cell 1", "k must be at least 1, was 0"),
         ):
