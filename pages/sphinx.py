@@ -54,11 +54,11 @@ def add_links(app, pagename, templatename, context, doctree) -> None:
     notebook = context.get("page_source_suffix") == ".ipynb"
     if notebook and repository():
         name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
-        links["Binder"] = f"https://mybinder.org/v2/gh/{name}/{branch}?urlpath=lab/tree/{pagename}.ipynb"
+        links["Run on Binder"] = f"https://mybinder.org/v2/gh/{name}/{branch}?urlpath=lab/tree/{pagename}.ipynb"
         if pagename not in IN_CLONE:
-            links["Colab"] = f"https://colab.research.google.com/github/{name}/blob/{DOWNLOADS}/{pagename}.ipynb"
+            links["Run on Colab"] = f"https://colab.research.google.com/github/{name}/blob/{DOWNLOADS}/{pagename}.ipynb"
     if notebook:
-        links["Download"] = context["pathto"](f"_sources/{context['sourcename']}", 1)
+        links["Download the notebook"] = context["pathto"](f"_sources/{context['sourcename']}", 1)
     if repository():
         url, _ = repository()
         links |= {"Repository": url, "Report a mistake": f"{url}/issues/new/choose"}

@@ -11,6 +11,8 @@ from sphinx_exercise.nodes import solution_node
 
 # A signature's parameters, which Sphinx writes as a list of definitions that define nothing.
 PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="sig-paren">)')
+# A formula with what touches it: a browser would break the line before a comma.
+TOUCHED = re.compile(r'[^\s<>]*<span class="math [^>]*>(?:(?!</span>).)*</span>[^\s<>]*', re.DOTALL)
 DESCRIPTION = 200  # letters
 # Sheets of which the pages use a few rules, which book.css has for both modes.
 SPARED = ("mystnb.", "exercise.css")
@@ -70,6 +72,7 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     body = PARAMETERS.sub(
         lambda found: f'<ul class="sig-params">{found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")}</ul>', body
     )
+    body = TOUCHED.sub(r'<span class="unbroken">\g<0></span>', body)
     # docutils' role for an entry is no longer one, and its list is a list of nothing without it
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     # code scrolls where it is wider than the screen (book.js takes it back where it is not)

@@ -1,16 +1,20 @@
-// What is wider than its box scrolls, and can be reached by keyboard; where nothing scrolls, there is nothing to reach.
+// What is wider than its box scrolls, and is reached by keyboard; where nothing scrolls, there is nothing to reach.
 // Sizes are asked for when a box comes near the screen: before, to know them would be to lay out the whole page.
 const measured = new IntersectionObserver(
   (entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     const scrolls = near.map((box) => box.scrollWidth > box.clientWidth);
-    near.forEach((box, i) => (box.tabIndex = scrolls[i] ? 0 : -1));
+    near.forEach((box, i) => {
+      const reached = box.querySelector(":scope > math") ?? box;
+      if (scrolls[i]) reached.tabIndex = 0;
+      else reached.removeAttribute("tabindex");
+    });
   },
   { rootMargin: "300%" },
 );
 function measure() {
   measured.disconnect();
-  for (const box of document.querySelectorAll("pre, .table-wrapper")) measured.observe(box);
+  for (const box of document.querySelectorAll("pre, .math, .table-wrapper")) measured.observe(box);
 }
 addEventListener("resize", measure);
 addEventListener("load", measure);
