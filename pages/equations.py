@@ -1,5 +1,7 @@
 """Equations as MathML, written when the book is built: a reader's browser typesets them itself."""
 
+import re
+
 from docutils import nodes
 from math_core import LatexError, LatexToMathML
 from sphinx.locale import _
@@ -8,12 +10,16 @@ from sphinx.util.math import get_node_equation_number
 
 logger = logging.getLogger(__name__)
 converter = LatexToMathML(fancy_error=False)
+# Letters of an inline formula that may be wider than a telephone.
+WIDE = 25
 
 
 def typeset(translator, node, block: bool) -> None:
     latex = node.astext()
     try:
         mathml = converter.convert_with_local_state(latex, displaystyle=block)
+        if block or len(re.sub("<[^>]*>", "", mathml)) > WIDE:
+            mathml = mathml.replace("<math", '<math tabindex="0"', 1)  # it scrolls in its box, by keyboard too
         # which of two styles of script letters: our font has one, and another font could be taken for the other
         translator.body.append(mathml.replace("\N{VARIATION SELECTOR-1}", ""))
     except LatexError as error:  # which begins with the place: "2: Unknown command ..."
