@@ -1,38 +1,10 @@
 """Whether the built book is whole: each page of _toc.yml has a title and text, each link and anchor leads somewhere."""
 
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from bs4 import BeautifulSoup
 from sphinx_external_toc.parsing import parse_toc_yaml
-
-
-class Page(HTMLParser):
-    """A page's title heading and text, its anchors and its links."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.title, self.text, self.anchors, self.links, self.open = "", "", set(), set(), []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        if tag in ("article", "h1", "script", "style"):
-            self.open.append(tag)
-        attributes = {name: value or "" for name, value in attributes}
-        self.anchors.update(attributes[name] for name in ("id", "name") if name in attributes)
-        if tag == "a" and "href" in attributes:
-            self.links.add(attributes["href"])
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            del self.open[len(self.open) - 1 - self.open[::-1].index(tag) :]
-
-    def handle_data(self, text):
-        if self.open[-1:] == ["h1"]:
-            self.title += text.strip()
-        elif self.open[-1:] == ["article"]:
-            self.text += text.strip()
 
 
 def check(root: Path, output: Path) -> list[str]:
@@ -40,29 +12,40 @@ def check(root: Path, output: Path) -> list[str]:
     html = output / "html"
     if not html.is_dir():
         return [f"{html} does not exist: build the book first"]
-    found = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(html.rglob("*.html"))}
+    paths = sorted(html.rglob("*.html"))
+    pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in paths}
+    anchors = {
+        path: {tag[name] for name in ("id", "name") for tag in page.find_all(attrs={name: True})}
+        for path, page in pages.items()
+    }
     problems = []
 
     for name in parse_toc_yaml(root / "_toc.yml"):
-        page = found.get(html / f"{name}.html")
+        page = pages.get(html / f"{name}.html")
         if page is None:
             problems.append(f"{name}.html is in _toc.yml, but was not built")
-        elif not page.title.strip("#"):
+        elif not title(page):
             problems.append(f"{name}.html has no title heading")
-        elif not page.text:
+        elif page.article.get_text(strip=True) == page.article.h1.get_text(strip=True):
             problems.append(f"{name}.html has nothing below its title")
-    if html / "index.html" not in found:
+    if html / "index.html" not in pages:
         problems.append("index.html, which leads to the first page, was not built")
 
-    for path, page in found.items():
+    for path, page in pages.items():
         name = path.relative_to(html).as_posix()
-        for link in sorted(page.links):
+        for link in sorted({tag["href"] for tag in page.find_all("a", href=True)}):
             url = urlsplit(link)
             if url.scheme or url.netloc or link in ("", "#"):
                 continue
             target = (path.parent / unquote(url.path)).resolve() if url.path else path.resolve()
             if not target.exists():
                 problems.append(f"{name} links to {link}, which was not built")
-            elif url.fragment and target in found and unquote(url.fragment) not in found[target].anchors:
+            elif url.fragment and target in anchors and unquote(url.fragment) not in anchors[target]:
                 problems.append(f"{name} links to {link}, but there is no such anchor")
     return problems
+
+
+def title(page: BeautifulSoup) -> str:
+    """The page's heading, without the sign that links to it."""
+    heading = page.select_one("article h1")
+    return heading.get_text(strip=True).strip("#¶") if heading else ""
