@@ -42,6 +42,11 @@ def execute_notebook(path: Path) -> str | None:
     normalise(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     stored = [json.dumps(cell.outputs, sort_keys=True) for cell in code]
+    begun = []
+
+    def begin(cell, cell_index):
+        begun.append(cell)
+        print(f"\r{path.stem}: cell {len(begun)} of {len(code)}", end="", flush=True)
 
     client = NotebookClient(
         notebook,
@@ -50,21 +55,16 @@ def execute_notebook(path: Path) -> str | None:
         extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # how a run's prints are cut into messages is chance
+        on_cell_execute=begin,
         resources={"metadata": {"path": str(path.parent)}},
     )
     started = time.perf_counter()
-    number = 0
-    with client.setup_kernel():
-        for index, cell in enumerate(notebook.cells):
-            if cell.cell_type != "code":
-                continue
-            number += 1
-            print(f"\r{path.stem}: cell {number} of {len(code)}", end="", flush=True)
-            try:
-                client.execute_cell(cell, index, execution_count=number)
-            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                print()
-                return f"{path}: code cell {number} failed, and the file was left as it was.\n\n{error}"
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        print()
+        return f"{path}: code cell {len(begun)} failed, and the file was left as it was.\n\n{error}"
     seconds = time.perf_counter() - started
     print(f"\r{path.stem}: {len(code)} cells, {seconds:.1f} s")
 
@@ -87,11 +87,7 @@ def execute_notebook(path: Path) -> str | None:
 def normalise(notebook) -> None:
     """Take out what differs between two runs of the same code, or between two editors."""
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["kernelspec"] = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     # The lexer is named because myst-nb colours nothing without it; versions are not.
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     notebook.nbformat_minor = 5
@@ -101,19 +97,9 @@ def normalise(notebook) -> None:
             cell["id"] = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
         for key in ("execution", "ExecuteTime", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
-        if cell.cell_type != "code":
-            continue
-        outputs = []
-        for output in cell.outputs:
+        for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
-            # How a run's prints are cut into messages is chance.
-            if outputs and output.output_type == "stream" == outputs[-1].output_type:
-                if outputs[-1].name == output.name:
-                    outputs[-1]["text"] += output.text
-                    continue
-            outputs.append(output)
-        cell["outputs"] = outputs
 
 
 def write_evidence(root: Path) -> None:

@@ -88,13 +88,21 @@ def measured(
     for condition, values in effects.items():
         x = np.asarray(values, dtype=float)
         mean, deviation = x.mean(), x.std(ddof=1)
+        # scipy's ttest_1samp has this interval too, but warns where all values are equal
         half = student.ppf(0.975, len(x) - 1) * deviation / len(x) ** 0.5
         if bound:
             outcome = AS_CLAIMED if (x >= 0).all() else OPPOSITE
+        elif mean - half > 0:
+            outcome = AS_CLAIMED
+        elif mean + half < 0:
+            outcome = OPPOSITE
         else:
-            outcome = AS_CLAIMED if mean - half > 0 else OPPOSITE if mean + half < 0 else NOT_SHOWN
+            outcome = NOT_SHOWN
         cases.append((condition, f"{mean:+.3f} ± {deviation:.3f}", outcome))
-    measure = f"{unit and unit + ', '}mean ± sd over {counts.pop()} seeds"
+    [seeds] = counts
+    measure = f"mean ± sd over {seeds} seeds"
+    if unit:
+        measure = f"{unit}, {measure}"
     return Claim(label, statement, experiment, tuple(cases), measure, reason)
 
 

@@ -99,19 +99,6 @@ def test_the_map_names_files_that_exist(page):
 
 
 @each_notebook
-def test_every_cell_was_run_in_order(path):
-    assert [cell.execution_count for cell in code_cells(path)] == [*range(1, len(code_cells(path)) + 1)]
-
-
-@each_notebook
-def test_no_cell_failed(path):
-    expected = {"raises-exception", "nbval-raises-exception"}
-    for number, cell in enumerate(code_cells(path), start=1):
-        if not expected & set(cell.metadata.get("tags", [])) and "NBVAL_RAISES_EXCEPTION" not in cell.source:
-            assert [out.evalue for out in cell.outputs if out.output_type == "error"] == [], f"code cell {number}"
-
-
-@each_notebook
 def test_it_is_stored_as_execute_stores_it(path):
     """No widget state, no cell's time: a second run on unchanged code leaves no diff."""
     stored = path.read_text(encoding="utf-8")
