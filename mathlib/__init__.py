@@ -23,7 +23,7 @@ from mathlib._hard_negatives import (
     semi_hard_negatives,
     top_k_negatives,
 )
-from mathlib._namesake import refuse_namesake
+from mathlib._namesake import refuse_namesake as _refuse_namesake
 from mathlib._preference import dpo_loss, sequence_log_prob
 from mathlib._retrieval import DualEncoder, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
 from mathlib._similarity import cosine_similarity, similarity_matrix
@@ -52,4 +52,4 @@ __all__ = [
     "top_k_negatives",
 ]
 
-refuse_namesake()
+_refuse_namesake()

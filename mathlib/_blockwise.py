@@ -11,15 +11,13 @@ block of rows. `tests/test_blockwise.py` holds one against the other.
 """
 
 import inspect
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mathlib._rows import Embeddings, Layout, surprise
-from mathlib._similarity import direction
+from mathlib._rows import Embeddings, Excluded, Layout, reduced, surprise
+from mathlib._similarity import direction, no_autocast
 
 
 class Block(NamedTuple):
@@ -32,8 +30,8 @@ class Block(NamedTuple):
     """The candidates' [R, C], -inf where there is none; may be overwritten."""
     scratch: Tensor
     """[R, C], unset; may be overwritten, unless the layout is symmetric."""
-    excluded: Callable[[Tensor], list[Tensor]]
-    """Views of a matrix [R, C]: the entries that are not candidates (the positive itself, or a row meeting itself)."""
+    excluded: Excluded
+    """The entries that are not candidates."""
 
 
 class Derivatives(NamedTuple):
@@ -97,10 +95,7 @@ def removal(dtype: torch.dtype) -> float:
 
 
 def softmax_(
-    logits: Tensor,
-    positive_logits: Tensor,
-    weights: Tensor | None = None,
-    excluded: Callable[[Tensor], list[Tensor]] | None = None,
+    logits: Tensor, positive_logits: Tensor, weights: Tensor | None = None, excluded: Excluded | None = None
 ) -> Softmax:
     """The softmax of logits [R, C], in their place; what reads -inf, or less the `removal`, is not a candidate.
 
@@ -116,8 +111,7 @@ def softmax_(
     lead = (highest - positive_logits - shares.amax(dim=1).log()).masked_fill_(dead, -torch.inf)
     if weights is not None and excluded is not None:
         shares.mul_(weights)
-        for view in excluded(shares):
-            view.zero_()
+        excluded.fill_(shares, 0.0)
         whole = shares.sum(dim=1)
         lead = lead + whole.log()
         shares.div_(whole.masked_fill(whole == 0, 1.0)[:, None])
@@ -136,7 +130,12 @@ def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int |
 
 
 def fill(
-    layout: Layout, x: Embeddings, rows: slice, scores: Tensor, temperature: Tensor | float | None = None
+    layout: Layout,
+    x: Embeddings,
+    rows: slice,
+    excluded: Excluded,
+    scores: Tensor,
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     """Write the scores of some rows, over the temperature if given, -inf where excluded; return the positive's [R]."""
 
@@ -151,13 +150,11 @@ def fill(
         start += len(columns)
     if x.negatives is not None and layout.own_negatives(x):
         torch.bmm(x.negatives[rows], left_rows("anchor")[:, :, None], out=scores[:, :, None])
-    excluded = layout.excluded(x, rows.start, scores)
     if layout.in_batch:
-        positive_scores = excluded[0].clone()
+        positive_scores = excluded.diagonals(scores)[0].clone()
     else:
         positive_scores = torch.linalg.vecdot(left_rows("anchor"), x.positive[rows])
-    for view in excluded:
-        view.fill_(-torch.inf)
+    excluded.fill_(scores, -torch.inf)
     return positive_scores
 
 
@@ -182,10 +179,10 @@ def one_pass(
     for rows in blocks:
         count = rows.stop - rows.start
         scores, scratch = scores_buffer[:count], scratch_buffer[:count]
-        positive_scores = fill(layout, x, rows, scores, temperature if loss.takes_logits else None)
+        excluded = layout.excluded(x, rows)
+        positive_scores = fill(layout, x, rows, excluded, scores, temperature if loss.takes_logits else None)
         if columns is not None and any(needed):
-            by_columns(columns, scores, rows, upstream, scratch)
-        excluded = partial(layout.excluded, x, rows.start)
+            by_columns(columns, scores, rows, upstream, excluded, scratch)
         losses[rows], by_scores, by_positive, scale = loss.derivatives(
             Block(rows, positive_scores, scores, scratch, excluded), temperature
         )
@@ -194,7 +191,7 @@ def one_pass(
         if upstream is not None:
             scale = scale * upstream[rows]
         if layout.in_batch:
-            excluded(by_scores)[0].copy_(by_positive)
+            excluded.diagonals(by_scores)[0].copy_(by_positive)
         if columns is not None:
             batch = len(x.anchor)
             scratch[:, :batch].addcmul_(by_scores[:, :batch], scale[:, None]).div_(2)
@@ -259,19 +256,22 @@ def column_totals(
     turned = Embeddings(x.positive, x.anchor, None)
     for rows in blocks:
         logits = buffer[: rows.stop - rows.start, : len(x.anchor)]
-        own_logits[rows] = fill(layout, turned, rows, logits, temperature)
+        own_logits[rows] = fill(layout, turned, rows, layout.excluded(turned, rows), logits, temperature)
         lead[rows] = softmax_(logits, own_logits[rows]).lead
     return Columns(lead, own_logits + surprise(lead))
 
 
-def by_columns(columns: Columns, logits: Tensor, rows: slice, upstream: Tensor | None, out: Tensor) -> None:
+def by_columns(
+    columns: Columns, logits: Tensor, rows: slice, upstream: Tensor | None, excluded: Excluded, out: Tensor
+) -> None:
     """The columns' derivatives by a block of logits; the positive's own stands at its place."""
     # L_j = log sum_b e^{z_bj} - z_jj, so dL_j / dz_bj is the softmax down the column, less 1 at b = j
     out = out[:, : len(columns.lead)]
     torch.sub(logits[:, : out.shape[1]], columns.total, out=out)
     out.clamp_min_(-80).exp_()  # below that exp is slow (subnormal numbers), and would not change a sum
-    own = -columns.lead.sigmoid()
-    out.diagonal(rows.start).copy_(own[rows])
+    if excluded.same_group is not None:
+        out.masked_fill_(excluded.same_group[:, : out.shape[1]], 0.0)
+    out.diagonal(rows.start).copy_(-columns.lead[rows].sigmoid())
     if upstream is not None:
         out.mul_(upstream)
 
@@ -307,6 +307,12 @@ class Blockwise(torch.autograd.Function):
         ctx.save_for_backward(anchor, positive, negatives, learned, *outputs[1:])
         ctx.mark_non_differentiable(*(x for x in outputs[1:] if x is not None))
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise RuntimeError(
+            "info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+        )
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
@@ -353,7 +359,7 @@ def with_gradients(
     """`one_pass` for embeddings of any length and dtype: the losses, and four gradients of their sum, each times the
     factor and its row of upstream, None where not needed.
     """
-    with torch.autocast(given.anchor.device.type, enabled=False):
+    with no_autocast(given.anchor):
         units, lengths = zip(*((None, None) if y is None else direction(y) for y in given), strict=True)
         t = temperature.to(units[0].dtype) if isinstance(temperature, Tensor) else temperature
         wanted = tuple(need or needed[3] for need in needed[:3])
@@ -380,7 +386,11 @@ def blockwise(
     reduction: str,
     block_size: int | None,
 ) -> Tensor:
-    """The reduced loss of embeddings of any length; its gradients can be differentiated through `definition`."""
+    """The reduced loss of embeddings of any length: by blocks, or by its definition where torch traces, and where a
+    gradient is differentiated.
+    """
+    if torch.compiler.is_compiling():
+        return reduced(loss.definition(*given, temperature), reduction)
     factor = {"mean": 1 / layout.rows, "sum": 1.0, "none": None}[reduction]
     inputs = (*given, temperature)
     needed = tuple(torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in inputs)
