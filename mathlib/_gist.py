@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from mathlib._blockwise import Block, Derivatives, blockwise, fill, removal, softmax_
+from mathlib._blockwise import Block, Derivatives, Vectors, blockwise, fill, removal, softmax_, vectors_of
 from mathlib._checks import check_choice, check_count, check_device, check_flag, check_number, check_temperature
 from mathlib._distributed import check_on_ranks, untraced, world_size
 from mathlib._false_negatives import false_negative_weights
@@ -44,6 +44,7 @@ from mathlib._rows import (
     units,
     weighted,
 )
+from mathlib._similarity import no_autocast, wide
 
 
 def gist_embed_loss(
@@ -196,24 +197,29 @@ def gist_embed_loss(
         guide_temperature = temperature
     if isinstance(guide_temperature, Tensor):
         guide_temperature = guide_temperature.detach().clone()  # the backward pass may ask for it again
-    with torch.no_grad():
-        guide = units(*guide)
+    with torch.no_grad(), no_autocast(anchor):
+        vectors, _ = vectors_of(guide)
     rule = partial(false_negative_weights, strategy=strategy, margin=margin)
-    loss = Gist(guide, guide_temperature, rule, lam, kl_over == "all", layout)
+    loss = Gist(vectors, guide_temperature, rule, lam, kl_over == "all", layout)
     return blockwise(loss, layout, student, temperature, reduction=reduction, block_size=block_size)
 
 
 @dataclass(frozen=True)
 class Gist:
-    """The loss of `gist_embed_loss` under a guide whose embeddings have unit length, as the engine asks for it."""
+    """The loss of `gist_embed_loss` under a guide, as the engine asks for it."""
 
-    guide: Embeddings
+    guide: Vectors
     guide_temperature: Tensor | float
     rule: Rule
     lam: float
     over_all: bool
     """Whether the divergence is over all candidates, not only those that the guide keeps."""
     layout: Layout
+
+    @property
+    def features(self) -> int:
+        """The guide's."""
+        return self.guide.factors.anchor.shape[1]
 
     takes_logits = True
     # blocks of the student's scores, of the guide's, of what the rule keeps, and of the two scores' differences
@@ -223,8 +229,8 @@ class Gist:
         self, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
     ) -> Tensor:
         with torch.no_grad():
-            guide_positive, guide_scores = scored(self.layout, self.guide)
-            kept = weighted(guide_positive, guide_scores, [self.rule], self.guide.anchor.shape[1])
+            guide_positive, guide_scores = scored(self.layout, self.guide.units())
+            kept = weighted(guide_positive, guide_scores, [self.rule], self.features)
         positive_scores, scores = scored(self.layout, units(anchor, positive, negatives))
         losses = row_losses(positive_scores, scores, kept, temperature)
         if self.lam == 0:
@@ -238,11 +244,10 @@ class Gist:
 
     def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
         logits, z_p, dtype = block.scores, block.positive, block.scores.dtype
-        guide_scores = block.scratch
-        if self.guide.anchor.dtype != dtype:
-            guide_scores = self.guide.anchor.new_empty(logits.shape)
+        guide_dtype = wide(self.guide.factors.anchor[:0]).dtype
+        guide_scores = block.scratch if guide_dtype == dtype else torch.empty_like(logits, dtype=guide_dtype)
         guide_p = fill(self.layout, self.guide, block.rows, block.excluded, guide_scores)
-        kept = weighted(guide_p, guide_scores, [self.rule], self.guide.anchor.shape[1])
+        kept = weighted(guide_p, guide_scores, [self.rule], self.features)
         assert kept is not None
         far = removal(dtype)
         gone = kept.to(dtype).neg_().add_(1)

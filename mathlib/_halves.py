@@ -21,8 +21,8 @@ def factor(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype if x.is_cuda else torch.float32)
 
 
-def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors y that point where x [..., D] does, and 1/|y| [..., 1] in float32, 0 where `unit` has no direction.
+def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors y that point where x [..., D] does, 1/|y| [..., 1] in float32, 0 where `unit` has no direction, and y/x.
 
     y is x times a power of two: as exact, and no product overflows.
     """
@@ -33,7 +33,7 @@ def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.exp2(8 - torch.floor(torch.log2(largest)))
     wide = wide * scale
     lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal()
+    return factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal(), scale
 
 
 def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
@@ -44,7 +44,8 @@ def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | N
     """
     with no_autocast(a):
         if a.is_cuda:  # pragma: no cover - needs CUDA
-            return torch.mm(a, b.mT, out_dtype=torch.float32, out=out)
+            product = torch.mm(factor(a, dtype), b.mT, out_dtype=torch.float32)
+            return product if out is None else out.copy_(product)
         if dtype == torch.float16 or torch.compiler.is_compiling():
             return torch.mm(a, b.mT, out=out)
         with as_bfloat16:

@@ -10,16 +10,19 @@ from mathlib import false_negative_weights, top_k_negatives
 from mathlib._blockwise import (
     Block,
     Columns,
+    Vectors,
     by_columns,
     column_totals,
     fill,
     removal,
     row_blocks,
     softmax_,
+    vectors_of,
     with_gradients,
 )
 from mathlib._contrastive import InfoNCE
 from mathlib._gist import Gist
+from mathlib._halves import products_of_halves
 from mathlib._rows import Embeddings, Excluded, Layout, scored, units
 
 TEMPERATURE = 0.3
@@ -90,15 +93,15 @@ def laid_out(normal, layout):
 def case(normal, loss, layout):
     """A loss of that layout, and embeddings for it."""
     shape, layout = laid_out(normal, layout)
-    guide = units(*draw(normal, shape, 4, seed=10))
+    guide, _ = vectors_of(draw(normal, shape, 4, seed=10))
     return LOSSES[loss](layout, guide), draw(normal, shape, 3, seed=0)
 
 
 def block_of(loss, given, rows):
     """The block that the engine would hand over, for embeddings of any length."""
-    x = units(*given)
-    scores = given.anchor.new_empty(rows.stop - rows.start, loss.layout.width(x))
-    excluded = loss.layout.excluded(x, rows)
+    x, _ = vectors_of(given)
+    scores = given.anchor.new_empty(rows.stop - rows.start, loss.layout.width(given))
+    excluded = loss.layout.excluded(given, rows)
     positive = fill(loss.layout, x, rows, excluded, scores, TEMPERATURE if loss.takes_logits else None)
     return Block(rows, positive, scores, torch.full_like(scores, torch.nan), excluded)
 
@@ -175,11 +178,11 @@ def test_no_more_gradients_are_computed_than_are_needed(normal, layout):
 @pytest.mark.parametrize("temperature", [None, 0.3])
 def test_fill_writes_the_scores_of_the_definition(normal, layout, temperature):
     shape, layout = laid_out(normal, layout)
-    x = units(*draw(normal, shape, 3, seed=0))
-    positive, scores = scored(layout, x)
+    given = draw(normal, shape, 3, seed=0)
+    positive, scores = scored(layout, units(*given))
     rows = slice(1, 3)
     ours = torch.full_like(scores[rows], torch.nan)
-    own = fill(layout, x, rows, layout.excluded(x, rows), ours, temperature)
+    own = fill(layout, vectors_of(given)[0], rows, layout.excluded(given, rows), ours, temperature)
     assert_close(own, positive[rows] / (temperature or 1))
     assert_close(ours, scores[rows] / (temperature or 1))
 
@@ -233,7 +236,8 @@ def test_the_columns_are_the_rows_of_the_other_direction(normal):
     layout = Layout(5, True, symmetric=True)
     x = units(normal(0, 5, 3), normal(1, 5, 3), None)
     logits = x.anchor @ x.positive.T / TEMPERATURE
-    columns = column_totals(layout, x, [slice(0, 2), slice(2, 5)], TEMPERATURE, torch.empty_like(logits))
+    blocks, buffer = [slice(0, 2), slice(2, 5)], torch.empty_like(logits)
+    columns = column_totals(layout, Vectors(x, None, None), blocks, TEMPERATURE, buffer)
     assert_close(columns.total, logits.logsumexp(dim=0))
     others = logits.clone().fill_diagonal_(-torch.inf)
     assert_close(columns.lead, others.logsumexp(dim=0) - logits.diagonal())
@@ -270,3 +274,24 @@ def test_rows_are_cut_into_blocks(rows, candidates, least, size, expected):
     x = Embeddings(torch.empty(rows, 1), torch.empty(candidates, 1), None)
     blocks = row_blocks(Layout(rows, True), x, least, size)
     assert [(block.start, block.stop) for block in blocks] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_is_multiplied_as_it_is_and_scaled_afterwards(normal, monkeypatch, dtype):
+    seen = []
+
+    def spy(a, b, half, out=None):
+        seen.append(half)
+        return products_of_halves(a, b, half, out)
+
+    monkeypatch.setattr("mathlib._blockwise.products_of_halves", spy)
+    anchor, positive = (100 * normal(seed, 5, 3, dtype=dtype) for seed in range(2))
+    vectors, _ = vectors_of(Embeddings(anchor, positive, None))
+    layout = Layout(5, True)
+    scores = torch.empty(5, 5, device=anchor.device)
+    fill(layout, vectors, slice(0, 5), layout.excluded(vectors.factors, slice(0, 5)), scores)
+    assert seen == ([] if dtype == torch.float32 else [dtype])
+    exact = units(anchor.double(), positive.double(), None)
+    expected = (exact.anchor @ exact.positive.T).fill_diagonal_(-torch.inf)
+    assert_close(scores.double(), expected, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+    assert_close(units(anchor, positive, None), vectors.units())

@@ -26,7 +26,7 @@ def multiplied(a, b, **options):
 
 
 def cosines(a, b):
-    (x, of_x), (y, of_y) = directions_of_halves(a), directions_of_halves(b)
+    (x, of_x, _), (y, of_y, _) = directions_of_halves(a), directions_of_halves(b)
     return products_of_halves(x, y, a.dtype) * of_x * of_y.mT
 
 
@@ -94,7 +94,7 @@ def test_no_length_overflows_and_no_value_loses_a_digit(normal, dtype, exponents
     x = (x / x.abs().amax(dim=1, keepdim=True)).double()
     for exponent in exponents:
         scaled = (x * 2.0**exponent).to(dtype)
-        y, inverse = directions_of_halves(scaled)
+        y, inverse, _ = directions_of_halves(scaled)
         assert inverse.dtype == torch.float32 and inverse.shape == (4, 1)
         assert torch.equal(y.double(), scaled.double() * 2.0 ** (8 - exponent))
         assert_close(cosines(scaled, scaled).diagonal(), torch.ones(4, device=x.device))
@@ -103,7 +103,7 @@ def test_no_length_overflows_and_no_value_loses_a_digit(normal, dtype, exponents
 def test_a_vector_shorter_than_eps_has_no_direction(device):
     for dtype, eps in ((torch.float16, 1e-4), (torch.bfloat16, 1e-12)):
         x = torch.tensor([[0.0, 0.0], [0.6 * eps, 0.6 * eps], [0.8 * eps, 0.8 * eps]], dtype=dtype, device=device)
-        _, inverse = directions_of_halves(x)
+        _, inverse, _ = directions_of_halves(x)
         assert (inverse[:2] == 0).all() and 0 < inverse[2] < 1
         assert_close(cosines(x, x[2:])[:, 0], torch.tensor([0.0, 0.0, 1.0], device=device))
 
