@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from pages.check import check
-from pages.execute import execute, write_evidence
+from pages.execute import execute
+from pages.generate import generate
 
 
 def main() -> None:
@@ -22,9 +23,9 @@ def main() -> None:
     command.set_defaults(run=lambda options: check(root, options.output.resolve()))
     command = commands.add_parser("execute", help="run the chapters again in place, then write what `evidence` writes")
     command.add_argument("chapters", nargs="*", help="e.g. 01_infonce; all by default")
-    command.set_defaults(run=lambda options: execute(root, options.chapters))
+    command.set_defaults(run=lambda options: execute(root, options.chapters) or generate(root))
     command = commands.add_parser("evidence", help="write the pages and the picture made of what the chapters store")
-    command.set_defaults(run=lambda options: write_evidence(root))
+    command.set_defaults(run=lambda options: generate(root))
     options = parser.parse_args()
     if problems := options.run(options):
         sys.exit("\n".join(["", *problems]))

@@ -1,8 +1,7 @@
-"""Run the chapters again, store what they print, and write the pages that are made from it."""
+"""Run the chapters again and store what they print."""
 
 import hashlib
 import json
-import re
 import time
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import v4, validate
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from mathlib.book import evidence
 from pages import status
 
 CELL_SECONDS = 60
@@ -31,7 +29,6 @@ def execute(root: Path, names: list[str]) -> list[str]:
     for path in notebooks:
         if path.stem in wanted and (problem := execute_notebook(path)):
             return [problem]
-    write_evidence(root)
     return []
 
 
@@ -100,26 +97,3 @@ def normalise(notebook) -> None:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
-
-
-def write_evidence(root: Path) -> None:
-    """Write the files that are made from the chapters' stored outputs."""
-    made = {
-        root / "chapters" / "evidence.md": evidence.table(root / "chapters"),
-        root / "chapters" / "status.md": status.table(root / "chapters"),
-        root / "pages" / "_static" / "readme.svg": readme_picture(root),
-    }
-    for path, text in made.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"wrote {path.relative_to(root)}")
-
-
-def readme_picture(root: Path) -> str:
-    """The last frame of the first page's figure, in colours that stand on any background."""
-    text = (root / "chapters" / "index.ipynb").read_text(encoding="utf-8")
-    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
-    html = "".join(next(o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})))
-    svg = re.findall(r"<svg .*?</svg>", html, re.DOTALL)[-1]
-    svg = svg.replace("currentColor", "#767676").replace("var(--paper)", "none")
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
-    return svg.replace("<svg ", f"<svg {names} ", 1) + "\n"

@@ -27,23 +27,3 @@ def test_its_code_was_run_with_the_pinned_versions(path):
     # torch adds where it computes: 2.13.0+cpu
     found = {name: number.partition("+")[0] for name, number in versions.items()}
     assert found == {name: pins[name] for name in status.PACKAGES}
-
-
-def test_the_page_is_what_the_notebooks_say():
-    stored = CHAPTERS.joinpath("status.md").read_text(encoding="utf-8")
-    assert stored == status.table(CHAPTERS), "run: python -m pages evidence"
-
-
-def test_each_set_of_versions_has_a_table(tmp_path):
-    for stem, torch in (("00_x", "2.1"), ("01_y", "2.2"), ("02_z", "2.1")):
-        notebook = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Title of {stem}\n\ntext")])
-        notebook.metadata[status.KEY] = {
-            "executed": "2026-02-03",
-            "seconds": 4.06,
-            "versions": {"Python": "3.12.1", "torch": torch},
-        }
-        tmp_path.joinpath(f"{stem}.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
-    head, first, second = status.table(tmp_path).split("## With Python 3.12.1\n")
-    assert "Python 3.12.1, torch 2.1." in first and "Python 3.12.1, torch 2.2." in second
-    assert "| [Title of 00_x](00_x.ipynb) | 2026-02-03 | 4.1 |\n| [Title of 02_z](02_z.ipynb) |" in first
-    assert "| [Title of 01_y](01_y.ipynb) | 2026-02-03 | 4.1 |" in second
