@@ -1,9 +1,7 @@
 """Write what is made of the chapters' stored outputs: the pages of evidence and status, and README's picture."""
 
-import html
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -18,7 +16,6 @@ templates = Environment(
     keep_trailing_newline=True,
     finalize=lambda value: str(value).replace("|", "\\|"),
 )
-templates.filters["text"] = partial(html.escape, quote=False)
 
 
 def generate(root: Path) -> None:

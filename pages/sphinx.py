@@ -86,16 +86,6 @@ def install(docname) -> str:
     return f'# Runs in a clone of {place},\n# in its folder chapters, after: pip install ".[book]"'
 
 
-# What a page may load: nothing from outside, in any reader's browser.
-POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-
-
-def forbid_outside(app, pagename, templatename, context, doctree) -> None:
-    """The head's first tag, since it holds for what comes after it."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
-    context["metatags"] = policy + context.get("metatags", "")
-
-
 def link_chapter(app, what, name, obj, options, lines) -> None:
     """Turn a docstring's line "Chapter: 01_infonce (eq. info-nce)" into links."""
     for index, line in enumerate(lines):
@@ -126,7 +116,6 @@ def setup(app) -> dict:
     app.setup_extension("pages.theme")
     app.connect("config-inited", set_address)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
-    app.connect("html-page-context", forbid_outside)
     app.connect("html-page-context", add_links)
     app.connect("build-finished", complete_downloads)
     # Before napoleon, which would read on into the line as part of a section.
