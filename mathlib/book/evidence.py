@@ -29,7 +29,7 @@ AS_CLAIMED, OPPOSITE, NOT_SHOWN = "as claimed", "the opposite", "not shown"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its verdict, as a display object: text, a table for the page, JSON for `table`."""
+    """A claim with its verdict, as a display object: text, a table for the page, JSON for the page of evidence."""
 
     label: str
     statement: str
@@ -131,25 +131,6 @@ def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
     return len(verdicts), hold, len(verdicts) - hold - fail, fail
 
 
-def table(chapters: Path) -> str:
-    """The text of evidence.md: every claim that the executed chapters measured."""
-    found = tested(chapters)
-    number, hold, conditions, fail = counted([claim for made in found.values() for claim in made])
-    lines = [
-        HEAD,
-        f"{number} statements have been tested: {hold} hold, {conditions} hold in some cases, {fail} do not hold.",
-    ]
-    for notebook, made in found.items():
-        lines += ["", f"## {title(notebook)}", "", f"Measured in {{doc}}`{notebook.stem}`.", "", *COLUMNS]
-        for claim in made:
-            link = f"[{html.escape(claim['statement'], quote=False)}](#{claim['label']})"
-            effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
-            effects = effects.replace(" ± ", "\xa0±\xa0") + f"<br>*{claim['measure']}*"
-            cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
-
-
 class Summary:
     """How the claims of each chapter came out, as a display object: the first page's table."""
 
@@ -172,18 +153,3 @@ class Summary:
             f'<table class="summary"><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
             f"<tbody>{body}</tbody></table>"
         )
-
-
-HEAD = """# Evidence
-
-Each row is a statement, of the notes or about their subject, with the experiment that tested it and what
-came out. The page is generated from the outputs stored in the chapters; nothing on it is typed by hand.
-{doc}`status` says when each chapter was executed, and with which versions.
-
-An effect is signed so that positive means "as claimed", and paired by seed where two settings are
-compared; ± is the standard deviation over seeds. A case counts when the 95 % interval of its mean
-(Student's t) lies above 0; for a bound, when no seed crosses it. The interval speaks of the seeds, not
-of other data: a claim may come out otherwise on yours. Many settings are compared here, so now and then
-a case counts by luck. "As above" refers to the row before.
-"""
-COLUMNS = ("| Statement | Verdict | Effect | Experiment |", "|---|---|---|---|")

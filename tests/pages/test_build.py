@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from pages.check import check, scan
-from pages.sphinx import ICON_CLASS, ICON_RULE
+from pages.check import check, title
 
 ROOT = Path(__file__).parents[2]
+PAGES = set(parse_toc_yaml(ROOT / "_toc.yml"))
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +38,28 @@ def output(tmp_path_factory):
     return folder / "_build"
 
 
-@pytest.mark.parametrize("page", list(parse_toc_yaml(ROOT / "_toc.yml")))
-def test_each_page_has_a_title_and_text(output, page):
-    found = scan((output / "html" / f"{page}.html").read_text(encoding="utf-8"))
-    assert found["title"] and found["text"]
-
-
-def test_nothing_is_missing_dead_or_loaded_from_outside(output):
+def test_every_page_is_there_and_every_link_leads_somewhere(output):
     assert check(ROOT, output) == []
+
+
+def test_each_page_tells_the_browser_to_load_nothing_from_outside_before_it_loads_anything(output):
+    pages = [path for path in output.glob("html/**/*.html") if "</head>" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(output / "html").with_suffix("").as_posix() for path in pages} >= PAGES | {"search"}
+    for path in pages:
+        first = re.search(r"<(?:meta http-equiv|link|script|style|img)[^>]*>", path.read_text(encoding="utf-8"))[0]
+        assert "Content-Security-Policy" in first and "default-src 'self'" in first, path.name
+
+
+def test_pages_are_named_by_their_headings_and_the_book(output):
+    book = yaml.safe_load(ROOT.joinpath("_config.yml").read_text(encoding="utf-8"))["title"]
+    for name in PAGES:
+        text = (output / "html" / f"{name}.html").read_text(encoding="utf-8")
+        tags = dict(re.findall(r'<meta property="og:(\w+)" content="(.+?)"', text))
+        assert tags["site_name"] == book and tags["description"]
+        assert title(BeautifulSoup(text, "html.parser")) == tags["title"]
+        named = book if tags["title"] == book else f"{tags['title']} - {book}"
+        assert html.unescape(re.search(r"<title>(.*?)</title>", text)[1]) == named
+        assert "Project name not set" not in text
 
 
 def test_every_equation_is_mathml_whose_letters_the_font_has(output):
@@ -65,24 +81,3 @@ def test_no_page_tells_of_a_repository_when_none_is_known(output):
         text = path.read_text(encoding="utf-8")
         for mark in ("og:url", 'rel="canonical"', "source-repository-button", "source-issues-button"):
             assert mark not in text, f"{path.name} has {mark}"
-
-
-def test_a_page_waits_for_no_script_and_loads_no_sheet_that_it_has_no_use_for(output):
-    for path in output.glob("html/chapters/*.html"):
-        text = path.read_text(encoding="utf-8")
-        scripts = re.findall(r"<script([^>]* src=[^>]*)>", text)
-        assert len(scripts) > 5
-        waited_for = [script for script in scripts if " defer" not in script]
-        assert all("documentation_options" in script for script in waited_for) and len(waited_for) == 1
-        assert ("exercise.css" in text) == ('class="exercise' in text), path.name
-        assert "design-tabs" not in text and "proof.css" not in text
-    assert "@import" not in (output / "html/_static/styles/theme.css").read_text(encoding="utf-8")
-
-
-def test_the_style_knows_the_icons_of_the_pages_and_few_others(output):
-    style = (output / "html/_static/styles/pydata-sphinx-theme.css").read_text(encoding="utf-8")
-    known = {icon for selectors, _ in ICON_RULE.findall(style) for icon in ICON_CLASS.findall(selectors)}
-    pages = "".join(path.read_text(encoding="utf-8") for path in output.glob("html/**/*.html"))
-    shown = set(re.findall(r'class="fa[a-z]* (fa-[a-z-]+)"', pages))
-    assert "fa-download" in shown and shown - {"fa-solid", "fa-lg"} <= known
-    assert len(known) < 40
