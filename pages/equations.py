@@ -14,22 +14,22 @@ converter = LatexToMathML(fancy_error=False)
 WIDE = 25
 
 
-def typeset(translator, node, block: bool) -> None:
+def typeset(node, block: bool) -> str:
     latex = node.astext()
     try:
         mathml = converter.convert_with_local_state(latex, displaystyle=block)
-        if block or len(re.sub("<[^>]*>", "", mathml)) > WIDE:
-            mathml = mathml.replace("<math", '<math tabindex="0"', 1)  # it scrolls in its box, by keyboard too
-        # which of two styles of script letters: our font has one, and another font could be taken for the other
-        translator.body.append(mathml.replace("\N{VARIATION SELECTOR-1}", ""))
     except LatexError as error:  # which begins with the place: "2: Unknown command ..."
         logger.warning("cannot read the equation %s, at letter %s", latex, error, location=node)
+        return ""
+    if block or len(re.sub("<[^>]*>", "", mathml)) > WIDE:
+        mathml = mathml.replace("<math", '<math tabindex="0"', 1)  # it scrolls in its box, by keyboard too
+    # which of two styles of script letters: our font has one, and another font could be taken for the other
+    return mathml.replace("\N{VARIATION SELECTOR-1}", "")
 
 
 def visit_inline(translator, node) -> None:
-    translator.body.append(translator.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
-    typeset(translator, node, block=False)
-    translator.body.append("</span>")
+    start = translator.starttag(node, "span", "", CLASS="math notranslate nohighlight")
+    translator.body.append(f"{start}{typeset(node, block=False)}</span>")
     raise nodes.SkipNode
 
 
@@ -39,6 +39,5 @@ def visit_block(translator, node) -> None:
         translator.body.append(f'<span class="eqno">({get_node_equation_number(translator, node)})')
         translator.add_permalink_ref(node, _("Link to this equation"))
         translator.body.append("</span>")
-    typeset(translator, node, block=True)
-    translator.body.append("</div>\n")
+    translator.body.append(f"{typeset(node, block=True)}</div>\n")
     raise nodes.SkipNode

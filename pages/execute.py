@@ -1,8 +1,11 @@
-"""Run the chapters again and store what they print."""
+"""Run the chapters again; store what they print, when they were run, how long it took and with which versions."""
 
 import hashlib
 import json
+import platform
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from nbclient import NotebookClient
@@ -10,24 +13,21 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import v4, validate
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from pages import status
-
 CELL_SECONDS = 60
+KEY = "mathlib"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "networkx", "matplotlib")
 
 
 def execute(root: Path, names: list[str]) -> list[str]:
     """Run the chapters again, each in a new kernel, and store what they print; the problems, or []."""
-    notebooks = [root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml")]
+    first, *others = (root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml"))
     # the first page sums up what the others measured
-    notebooks = [path for path in [*notebooks[1:], notebooks[0]] if path.exists()]
-    stems = [path.stem for path in notebooks]
+    notebooks = {path.stem: path for path in [*others, first] if path.exists()}
     for name in names:
-        if Path(name).stem not in stems:
-            return [f"a chapter must be one of {', '.join(stems)}, was {name}"]
-    wanted = {Path(name).stem for name in names} or set(stems)
-
-    for path in notebooks:
-        if path.stem in wanted and (problem := execute_notebook(path)):
+        if name not in notebooks:
+            return [f"a chapter must be one of {', '.join(notebooks)}, was {name}"]
+    for stem, path in notebooks.items():
+        if (not names or stem in names) and (problem := execute_notebook(path)):
             return [problem]
     return []
 
@@ -38,7 +38,7 @@ def execute_notebook(path: Path) -> str | None:
     notebook = v4.reads(before)
     normalise(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    stored = [json.dumps(cell.outputs, sort_keys=True) for cell in code]
+    stored = [cell.outputs for cell in code]
     begun = []
 
     def begin(cell, cell_index):
@@ -67,14 +67,14 @@ def execute_notebook(path: Path) -> str | None:
 
     normalise(notebook)
     validate(notebook)
-    known = notebook.metadata.get(status.KEY, {}).get("code") == status.code(notebook)
+    known = notebook.metadata.get(KEY, {}).get("code") == digest(notebook)
     for number, (old, cell) in enumerate(zip(stored, code, strict=True), start=1):
-        if old != json.dumps(cell.outputs, sort_keys=True):
+        if old != cell.outputs:
             known = False
             first_line = cell.source.strip().partition("\n")[0]
             print(f"  the output of code cell {number} changed: {first_line}")
     if not known:
-        notebook.metadata[status.KEY] = status.record(notebook, seconds)
+        notebook.metadata[KEY] = record(notebook, seconds)
     after = v4.writes(notebook).rstrip("\n") + "\n"
     if after != before:
         path.write_text(after, encoding="utf-8", newline="\n")
@@ -97,3 +97,19 @@ def normalise(notebook) -> None:
         for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
+
+
+def digest(notebook) -> str:
+    """A digest of the code cells: was it this code that ran?"""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def record(notebook, seconds: float) -> dict:
+    """What the notebook keeps of a run that ended just now: its date moves only when the code or an output does."""
+    return {
+        "code": digest(notebook),
+        "executed": datetime.now(UTC).date().isoformat(),
+        "seconds": round(seconds, 1),
+        "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }

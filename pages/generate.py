@@ -1,15 +1,13 @@
 """Write what is made of the chapters' stored outputs: the pages of evidence and status, and README's picture."""
 
-import html
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
 from mathlib.book.evidence import counted, tested, title
-from pages import status
+from pages.execute import KEY
 
 # a | within a table's cell would end it
 templates = Environment(
@@ -18,7 +16,6 @@ templates = Environment(
     keep_trailing_newline=True,
     finalize=lambda value: str(value).replace("|", "\\|"),
 )
-templates.filters["text"] = partial(html.escape, quote=False)
 
 
 def generate(root: Path) -> None:
@@ -36,17 +33,16 @@ def generate(root: Path) -> None:
 def evidence_page(chapters: Path) -> str:
     """Every claim that the executed chapters measured."""
     found = tested(chapters)
-    names = ("tested", "hold", "sometimes", "fail")
-    counts = dict(zip(names, counted([claim for made in found.values() for claim in made]), strict=True))
-    made = [(title(notebook), notebook.stem, claims) for notebook, claims in found.items()]
-    return templates.get_template("evidence.md").render(counts, chapters=made)
+    counts = counted([claim for made in found.values() for claim in made])
+    chapters = [(title(notebook), notebook.stem, made) for notebook, made in found.items()]
+    return templates.get_template("evidence.md").render(counts=counts, chapters=chapters)
 
 
 def status_page(chapters: Path) -> str:
     """One table for each set of versions."""
     groups: dict[str, list[tuple]] = {}
     for path in sorted(chapters.glob("*.ipynb")):
-        run = json.loads(path.read_text(encoding="utf-8"))["metadata"][status.KEY]
+        run = json.loads(path.read_text(encoding="utf-8"))["metadata"][KEY]
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
         groups.setdefault(versions, []).append((title(path), path.name, run))
     return templates.get_template("status.md").render(groups=groups)

@@ -32,12 +32,9 @@ def repository() -> tuple[str, str] | None:
     return f"{server}/{name}", site
 
 
-def set_addresses(app, config) -> None:
-    found = repository()
-    if not found:
-        return
-    url, site = found
-    config.html_baseurl = site
+def set_address(app, config) -> None:
+    if repository():
+        _, config.html_baseurl = repository()
 
 
 # These read files of the repository, so they run in a clone only.
@@ -89,55 +86,36 @@ def install(docname) -> str:
     return f'# Runs in a clone of {place},\n# in its folder chapters, after: pip install ".[book]"'
 
 
-# What a page may load: nothing from outside, in any reader's browser.
-POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
-
-
-def forbid_outside(app, pagename, templatename, context, doctree) -> None:
-    """The head's first tag, since it holds for what comes after it."""
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
-    context["metatags"] = policy + context.get("metatags", "")
-
-
 def link_chapter(app, what, name, obj, options, lines) -> None:
     """Turn a docstring's line "Chapter: 01_infonce (eq. info-nce)" into links."""
     for index, line in enumerate(lines):
-        match = CHAPTER_LINE.fullmatch(line)
-        if not match:
-            continue
-        stem, label = match["stem"], match["label"]
-        docname = next((doc for doc in app.env.found_docs if doc.rpartition("/")[2] == stem), None)
-        if docname:
-            text = f"*Chapter:* :doc:`/{docname}`" + (f", equation :eq:`{label}`" if label else "")
-        else:
-            text = f"*Chapter:* {stem}"
-        lines[index : index + 1] = ["", text, ""]
-        return
+        if match := CHAPTER_LINE.fullmatch(line):
+            equation = f", equation :eq:`{match['label']}`" if match["label"] else ""
+            lines[index : index + 1] = ["", f"*Chapter:* :doc:`/chapters/{match['stem']}`{equation}", ""]
+            return
 
 
 def warn_of_bad_cells(app, docname, source) -> None:
-    """The build does not run the chapters, so a cell that failed, or was never run, is looked for here."""
-    path = app.env.doc2path(docname)
-    if not str(path).endswith(".ipynb"):
+    """The build does not run the chapters, so a cell that failed, or was not run in its place, is looked for here."""
+    if not str(app.env.doc2path(docname)).endswith(".ipynb"):
         return
     code = [cell for cell in json.loads(source[0])["cells"] if cell["cell_type"] == "code"]
     for number, cell in enumerate(code, start=1):
-        where = f"{path}: code cell {number}"
         if cell["execution_count"] != number:
-            logger.warning("%s was not run in its place", where)
-        for output in cell["outputs"]:
-            expected = "raises-exception" in cell["metadata"].get("tags", [])
-            if output["output_type"] == "error" and not expected:
-                logger.warning("%s stores an error: %s: %s", where, output["ename"], output["evalue"])
+            logger.warning("code cell %s was not run in its place", number, location=docname)
+        expected = "raises-exception" in cell["metadata"].get("tags", [])
+        for output in [] if expected else cell["outputs"]:
+            if output["output_type"] == "error":
+                error = f"{output['ename']}: {output['evalue']}"
+                logger.warning("code cell %s stores an error: %s", number, error, location=docname)
 
 
 def setup(app) -> dict:
     # sphinx_external_toc looks at every live object, torch's deprecated ones too
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
     app.setup_extension("pages.theme")
-    app.connect("config-inited", set_addresses)
+    app.connect("config-inited", set_address)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
-    app.connect("html-page-context", forbid_outside)
     app.connect("html-page-context", add_links)
     app.connect("build-finished", complete_downloads)
     # Before napoleon, which would read on into the line as part of a section.

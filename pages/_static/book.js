@@ -18,3 +18,12 @@ function measure() {
 }
 addEventListener("resize", measure);
 addEventListener("load", measure);
+// A link's end is sought again while what lies around it is laid out and grows.
+function settle(frames = 12) {
+  document.querySelector(":target")?.scrollIntoView();
+  if (frames) requestAnimationFrame(() => settle(frames - 1));
+}
+addEventListener("hashchange", () => settle());
+addEventListener("load", () => {
+  if (performance.getEntriesByType("navigation")[0].type === "navigate") settle(); // else it is where it was
+});

@@ -7,7 +7,7 @@ import pytest
 from nbformat import v4
 
 from mathlib.book import evidence
-from pages import status
+from pages.execute import KEY
 from pages.generate import evidence_page, picture, status_page
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_the_table_is_read_from_stored_outputs(tmp_path):
 def test_each_set_of_versions_has_a_table(tmp_path):
     for stem, torch in (("00_x", "2.1"), ("01_y", "2.2"), ("02_z", "2.1")):
         notebook = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Title of {stem}\n\ntext")])
-        notebook.metadata[status.KEY] = {
+        notebook.metadata[KEY] = {
             "executed": "2026-02-03",
             "seconds": 4.06,
             "versions": {"Python": "3.12.1", "torch": torch},

@@ -67,8 +67,8 @@ def test_broken_pages_fail_the_build_each_time_and_are_named_until_they_are_mend
             ("page.md:3", "nothing"),
             ("page.md:3", r"cannot read the equation a \unheard{x}, at letter 2: Unknown command"),
             ("cited.md:3", "nobody"),
-            ("failed.ipynb: code cell 1", "k must be at least 1, was 0"),
-            ("failed.ipynb: code cell 2", "was not run in its place"),
+            ("failed.ipynb", "code cell 1 stores an error: ValueError: k must be at least 1, was 0"),
+            ("failed.ipynb", "code cell 2 was not run in its place"),
         ):
             assert any("WARNING" in line and all(name in line for name in named) for line in lines), named
     for name in ("cited.md", "failed.ipynb"):
