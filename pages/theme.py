@@ -65,7 +65,8 @@ class Mend(SphinxPostTransform):
 
 
 def mend_page(app, pagename, templatename, context, doctree) -> None:
-    context["css_files"] = [sheet for sheet in context["css_files"] if not any(name in sheet.filename for name in SPARED)]
+    sheets = context["css_files"]
+    context["css_files"] = [sheet for sheet in sheets if not any(name in sheet.filename for name in SPARED)]
     body = context.get("body")
     if not body:
         return
