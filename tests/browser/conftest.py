@@ -34,7 +34,10 @@ PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 AXE = next(
     (
         files(package) / path
-        for package, path in {"pytest_playwright_axe": "resources/axe.min.js", "axe_playwright_python": "axe.min.js"}.items()
+        for package, path in {
+            "pytest_playwright_axe": "resources/axe.min.js",
+            "axe_playwright_python": "axe.min.js",
+        }.items()
         if find_spec(package)
     ),
     None,
