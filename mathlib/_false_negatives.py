@@ -101,7 +101,7 @@ def false_negative_weights(
         if (value is not None) != wanted:
             raise ValueError(f"{name} must {'' if wanted else 'not '}be given with strategy {strategy!r}, was {value}")
     check_number("alpha", alpha, least=0, most=1)
-    s_p, s = wide(positive_scores), wide(candidate_scores)
+    s_p, s = wide(positive_scores.detach()), wide(candidate_scores.detach())
     if margin is None:
         check_number("threshold", threshold)
         limit: Any = threshold
