@@ -10,7 +10,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 
 def check(root: Path, output: Path) -> list[str]:
-    """What is wrong with the book in output/html: pages that are missing or empty, dead links, and ids that stand twice."""
+    """What is wrong with the book in output/html: pages missing or empty, dead links, ids that stand twice."""
     html = output / "html"
     if not html.is_dir():
         return [f"{html} does not exist: build the book first"]

@@ -289,7 +289,9 @@ def test_a_link_from_elsewhere_ends_at_its_claim(reader):
     """Though what lies before it has not been laid out."""
     claims = re.findall(r'id="(claim-[^"]+)"', (HTML / "chapters" / "04_dual_encoder.html").read_text(encoding="utf-8"))
 
-    arrived = "id => { const top = document.getElementById(id).getBoundingClientRect().top; return 0 <= top && top < 300; }"
+    arrived = (
+        "id => { const top = document.getElementById(id).getBoundingClientRect().top; return 0 <= top && top < 300; }"
+    )
 
     def check(visit):
         page, chapter = visit.page, f"{visit.host}/chapters/04_dual_encoder.html"
