@@ -13,13 +13,14 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import v4, validate
 from sphinx_external_toc.parsing import parse_toc_yaml
 
+from pages.generate import KEY, generate
+
 CELL_SECONDS = 60
-KEY = "mathlib"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "networkx", "matplotlib")
 
 
 def execute(root: Path, names: list[str]) -> list[str]:
-    """Run the chapters again, each in a new kernel, and store what they print; the problems, or []."""
+    """Run the chapters again, each in a new kernel, and renew what is made of them; the problems, or []."""
     first, *others = (root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml"))
     # the first page sums up what the others measured
     notebooks = {path.stem: path for path in [*others, first] if path.exists()}
@@ -29,6 +30,7 @@ def execute(root: Path, names: list[str]) -> list[str]:
     for stem, path in notebooks.items():
         if (not names or stem in names) and (problem := execute_notebook(path)):
             return [problem]
+    generate(root)
     return []
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from mathlib.book.evidence import counted, tested, title
-from pages.execute import KEY
 
+KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
 # a | within a table's cell would end it
 templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "_templates"),

@@ -120,8 +120,7 @@ def title(notebook: Path) -> str:
 
 def tested(chapters: Path) -> dict[Path, list[dict]]:
     """The notebooks that measured something, in order, and their claims."""
-    found = {notebook: claims(notebook) for notebook in sorted(chapters.glob("*.ipynb"))}
-    return {notebook: made for notebook, made in found.items() if made}
+    return {notebook: made for notebook in sorted(chapters.glob("*.ipynb")) if (made := claims(notebook))}
 
 
 def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:

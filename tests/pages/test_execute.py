@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from nbformat import v4
 
-from pages.execute import KEY, PACKAGES, digest, execute, execute_notebook
+from pages.execute import PACKAGES, digest, execute, execute_notebook
+from pages.generate import KEY
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"

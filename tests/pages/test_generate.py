@@ -7,8 +7,7 @@ import pytest
 from nbformat import v4
 
 from mathlib.book import evidence
-from pages.execute import KEY
-from pages.generate import evidence_page, picture, status_page
+from pages.generate import KEY, evidence_page, picture, status_page
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
