@@ -1,5 +1,7 @@
-"""Whether the built book is whole: each page of _toc.yml has a title and text, each link and anchor leads somewhere."""
+"""Whether the built book is whole: each page of _toc.yml has a title and text, each link and anchor leads somewhere
+and no id stands twice."""
 
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -8,7 +10,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 
 def check(root: Path, output: Path) -> list[str]:
-    """What is wrong with the book in output/html: pages that are missing or empty, and dead links."""
+    """What is wrong with the book in output/html: pages missing or empty, dead links, ids that stand twice."""
     html = output / "html"
     if not html.is_dir():
         return [f"{html} does not exist: build the book first"]
@@ -33,6 +35,8 @@ def check(root: Path, output: Path) -> list[str]:
 
     for path, page in pages.items():
         name = path.relative_to(html).as_posix()
+        ids = Counter(tag["id"] for tag in page.find_all(id=True))
+        problems += [f"{name} has the id {each} {count} times" for each, count in ids.items() if count > 1]
         for link in sorted({tag["href"] for tag in page.find_all("a", href=True)}):
             url = urlsplit(link)
             if url.scheme or url.netloc or link in ("", "#"):

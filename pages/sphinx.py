@@ -32,32 +32,19 @@ def repository() -> tuple[str, str] | None:
     return f"{server}/{name}", site
 
 
-def set_address(app, config) -> None:
-    if repository():
-        _, config.html_baseurl = repository()
-
-
 # These read files of the repository, so they run in a clone only.
 IN_CLONE = {"chapters/index", "chapters/performance"}
 # Colab opens what is in a branch, and publish.yml pushes the downloads to this one.
 DOWNLOADS = "notebooks"
 
 
-def add_links(app, pagename, templatename, context, doctree) -> None:
-    """Where to run the page, where to take it, and where to say what is wrong with it."""
-    links = {}
-    notebook = context.get("page_source_suffix") == ".ipynb"
-    if notebook and repository():
-        name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
-        links["Run on Binder"] = f"https://mybinder.org/v2/gh/{name}/{branch}?urlpath=lab/tree/{pagename}.ipynb"
-        if pagename not in IN_CLONE:
-            links["Run on Colab"] = f"https://colab.research.google.com/github/{name}/blob/{DOWNLOADS}/{pagename}.ipynb"
-    if notebook:
-        links["Download the notebook"] = context["pathto"](f"_sources/{context['sourcename']}", 1)
+def set_addresses(app, config) -> None:
+    """What the pages link to, where it is known."""
     if repository():
-        url, _ = repository()
-        links |= {"Repository": url, "Report a mistake": f"{url}/issues/new/choose"}
-    context["links"] = links
+        url, config.html_baseurl = repository()
+        name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
+        config.html_context |= {"repository": url, "repository_name": name, "branch": branch}
+        config.html_context |= {"in_clone": IN_CLONE, "downloads": DOWNLOADS}
 
 
 def complete_downloads(app, exception) -> None:
@@ -114,9 +101,8 @@ def setup(app) -> dict:
     # sphinx_external_toc looks at every live object, torch's deprecated ones too
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
     app.setup_extension("pages.theme")
-    app.connect("config-inited", set_address)
+    app.connect("config-inited", set_addresses)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
-    app.connect("html-page-context", add_links)
     app.connect("build-finished", complete_downloads)
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)

@@ -15,7 +15,7 @@ PARAMETERS = re.compile(r'<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>(?=\s*<span class="s
 TOUCHED = re.compile(r'[^\s<>]*<span class="math [^>]*>(?:(?!</span>).)*</span>[^\s<>]*', re.DOTALL)
 DESCRIPTION = 200  # letters
 # Sheets of which the pages use a few rules, which book.css has for both modes.
-SPARED = ("mystnb.", "exercise.css")
+SPARED = re.compile(r"mystnb\.|exercise\.css")
 
 
 def enclose(node, tag, attributes, inside="") -> None:
@@ -65,8 +65,7 @@ class Mend(SphinxPostTransform):
 
 
 def mend_page(app, pagename, templatename, context, doctree) -> None:
-    sheets = context["css_files"]
-    context["css_files"] = [sheet for sheet in sheets if not any(name in sheet.filename for name in SPARED)]
+    context["css_files"] = [sheet for sheet in context["css_files"] if not SPARED.search(sheet.filename)]
     body = context.get("body")
     if not body:
         return

@@ -31,17 +31,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("c
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 
 # axe-core's newest comes in a package that needs Python 3.12; the other's has the same rules.
-AXE = next(
-    (
-        files(package) / path
-        for package, path in {
-            "pytest_playwright_axe": "resources/axe.min.js",
-            "axe_playwright_python": "axe.min.js",
-        }.items()
-        if find_spec(package)
-    ),
-    None,
-)
+SOURCES = {"pytest_playwright_axe": "resources/axe.min.js", "axe_playwright_python": "axe.min.js"}
+AXE = next((files(package) / path for package, path in SOURCES.items() if find_spec(package)), None)
 
 try:
     from playwright.sync_api import Error, sync_playwright

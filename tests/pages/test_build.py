@@ -11,6 +11,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
+from nbformat import v4
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from pages.check import check, title
@@ -76,8 +77,24 @@ def test_every_equation_is_mathml_whose_letters_the_font_has(output):
     assert total > 400
 
 
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_hidden_code_is_all_there_and_no_two_bars_hide_code_with_nothing_in_between(output, name):
+    source = ROOT / f"{name}.ipynb"
+    if not source.exists():
+        pytest.skip("has no code")
+    page = BeautifulSoup((output / "html" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    cells = [cell for cell in v4.reads(source.read_text(encoding="utf-8")).cells if cell.cell_type == "code"]
+    shown = [code.get_text().strip() for code in page.select(".cell_input")]
+    assert shown == [cell.source.strip() for cell in cells]
+    hidden = [cell.source.strip() for cell in cells if "hide-input" in cell.metadata.get("tags", [])]
+    assert [code.get_text().strip() for code in page.select("details.hide .cell_input")] == hidden
+    for bar in page.select("details.hide"):
+        following = None if bar.find_next_sibling() else bar.parent.find_next_sibling()
+        assert following is None or not following.select(":scope > details.hide"), bar
+
+
 def test_no_page_tells_of_a_repository_when_none_is_known(output):
     for path in output.glob("html/**/*.html"):
         text = path.read_text(encoding="utf-8")
-        for mark in ("og:url", 'rel="canonical"', "source-repository-button", "source-issues-button"):
+        for mark in ("og:url", 'rel="canonical"', "Repository", "Report a mistake"):
             assert mark not in text, f"{path.name} has {mark}"

@@ -25,6 +25,7 @@ def write_page(book, body):
         ("<article><h1>Title<a>#</a></h1></article>", "has nothing below its title"),
         ("<article><h1>Title</h1><style>p {}</style></article>", "has nothing below its title"),
         ('<a href="gone.html">x</a>', "links to gone.html"),
+        ('<p id="x">x</p><p id="y">y</p><p id="x">z</p>', "has the id x 2 times"),
         ('<a href="#gone">x</a>', "links to #gone, but there is no such anchor"),
     ],
 )
