@@ -40,7 +40,7 @@ class Mend(SphinxPostTransform):
         boxes = [*self.document.findall(nodes.container)]
         tables = [box for box in boxes if "table-wrapper" in box["classes"]]
         for number, box in enumerate(tables, start=1):
-            enclose(box, "div", f'class="table-wrapper" role="region" aria-label="Table {number}" tabindex="0"')
+            enclose(box, "div", f'class="table-wrapper container" role="region" aria-label="Table {number}" tabindex="0"')
         for box in boxes:
             if "math-wrapper" in box["classes"]:
                 replace(box, box.children)  # an equation is a box already, and furo gives its id to both
