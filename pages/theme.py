@@ -40,7 +40,8 @@ class Mend(SphinxPostTransform):
         boxes = [*self.document.findall(nodes.container)]
         tables = [box for box in boxes if "table-wrapper" in box["classes"]]
         for number, box in enumerate(tables, start=1):
-            enclose(box, "div", f'class="table-wrapper" role="region" aria-label="Table {number}" tabindex="0"')
+            name = f'role="region" aria-label="Table {number}"'
+            enclose(box, "div", f'class="table-wrapper container" tabindex="0" {name}')
         for box in boxes:
             if "math-wrapper" in box["classes"]:
                 replace(box, box.children)  # an equation is a box already, and furo gives its id to both
