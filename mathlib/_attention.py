@@ -195,14 +195,16 @@ def fused(
     sharing: int = 1,
 ) -> Tensor:
     """The output of torch's fused kernel, which gives 0 and gradient 0 to rows that may attend to nothing."""
-    groups = torch.Size((leading[0], key.shape[1])) if sharing > 1 else leading
+    groups, grouped = leading, False
+    if sharing > 1:  # which torch.compile takes for a symbol, and the kernel does not
+        groups, grouped = torch.Size((leading[0], key.shape[1])), True
     query, key, value = four_axes(query, leading), four_axes(key, groups), four_axes(value, groups)
     if mask is not None and len(leading) > 2:
         mask = four_axes(mask, leading)
     elif mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)]  # not expanded: a kernel may copy what it is given
     output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=sharing > 1
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
     return output.reshape(*leading, *output.shape[-2:])
 
@@ -245,7 +247,7 @@ def cleared(x: Tensor, used: Tensor) -> Tensor:
     """x [..., n, D] with 0 at the rows that are not used [..., n] in any of the batches and heads that share them."""
     if used.ndim >= x.ndim:
         used = used.any(dim=tuple(range(used.ndim - x.ndim + 1)))
-    shared = [axis for axis in range(-2, -used.ndim - 1, -1) if x.shape[axis - 1] == 1]
+    shared = [axis for axis in range(-2, -used.ndim - 1, -1) if x.shape[axis - 1] == 1 != used.shape[axis]]
     if shared:
         used = used.any(dim=shared, keepdim=True)
     return x.masked_fill(~used[..., None], 0.0)

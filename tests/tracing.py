@@ -3,6 +3,7 @@
 Prints, for each function and each way to trace it, "ok" or the error.
 """
 
+import copy
 import json
 import sys
 import warnings
@@ -24,9 +25,32 @@ def half_if_harder(s_p, s):
     return 1.0 - 0.5 * (s > s_p)
 
 
+def joined(tensors):
+    """Output and weights, both in one tensor."""
+    return torch.cat(tensors, dim=-1)
+
+
+class Layer(nn.Module):
+    """MultiHeadAttention of any number of tensors, the last of which is a mask."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.options = mathlib.MultiHeadAttention(8, 2).double(), options
+
+    def forward(self, *tensors):
+        *tokens, mask = tensors
+        return self.heads(*tokens, mask=mask, **self.options)
+
+
+# 6 queries, 7 keys, of 2 heads of 8 features, or 5 of queries to each of keys
+HEADS = (normal(4, 2, 6, 8), normal(4, 2, 7, 8), normal(4, 2, 7, 8).sin())
+GROUPED = (normal(4, 10, 6, 8), *HEADS[1:])
+PADDING = torch.arange(7) < torch.tensor([7, 2, 5, 0])[:, None, None, None]
+LOGITS, ANSWERS = normal(4, 6, 5), torch.arange(24).reshape(4, 6) % 5
 PAIR, SCORES = (normal(4, 3), normal(4, 3).sin()), (normal(4, 1), normal(4, 3))
 LABELS = torch.tensor([0, 1, 0, 2])
-# a function of tensors whose first axis is the batch, and the tensors
+# a function of tensors whose first axis, of 4, is the batch (6 and 7 are lengths, wherever they stand), and the tensors
 CALLS = {
     "cosine_similarity": (mathlib.cosine_similarity, PAIR),
     "similarity_matrix": (mathlib.similarity_matrix, PAIR),
@@ -58,6 +82,27 @@ CALLS = {
     "hard_negatives": (partial(mathlib.hard_negatives, threshold=0.1), SCORES),
     "semi_hard_negatives": (partial(mathlib.semi_hard_negatives, margin=0.5), SCORES),
     "top_k_negatives": (partial(mathlib.top_k_negatives, k=2), SCORES),
+    "attention, causal": (partial(mathlib.attention, is_causal=True), HEADS),
+    "attention, grouped, padding": (
+        lambda q, k, v, mask: mathlib.attention(q, k, v, mask=mask),
+        (*GROUPED, PADDING),
+    ),
+    "attention, added, causal": (
+        lambda q, k, v, mask: mathlib.attention(q, k, v, mask=mask, is_causal=True),
+        (*HEADS, normal(4, 1, 6, 7)),
+    ),
+    "attention, grouped, a mask for each head, weights": (
+        lambda q, k, v, mask: joined(mathlib.attention(q, k, v, mask=mask, return_weights=True)),
+        (*GROUPED, normal(4, 10, 6, 7) > 0),
+    ),
+    "a layer, padding": (Layer(), (normal(4, 7, 8), PADDING)),
+    "a layer, added, across, causal": (Layer(is_causal=True), (normal(4, 6, 8), normal(4, 7, 8), normal(4, 2, 6, 7))),
+    "sequence_log_prob": (mathlib.sequence_log_prob, (LOGITS, ANSWERS.masked_fill(ANSWERS == 1, -100))),
+    "sequence_log_prob, mask": (
+        lambda logits, labels, mask: mathlib.sequence_log_prob(logits, labels, mask=mask),
+        (LOGITS, ANSWERS, normal(4, 6) > 0),
+    ),
+    "dpo_loss": (partial(mathlib.dpo_loss, label_smoothing=0.1), [x[:, 0] for x in (*PAIR, *SCORES)]),
 }
 
 
@@ -70,34 +115,45 @@ class Module(nn.Module):
         return self.function(*tensors)
 
 
+def longer(x):
+    """Twice as many of all that there may be any number of."""
+    for axis, size in enumerate(x.shape):
+        if axis == 0 or size in (6, 7):
+            x = torch.cat([x, x.flip(axis)], dim=axis)
+    return x
+
+
 def meta(function, tensors):
-    result = function(*(x.to("meta") for x in tensors))
+    there = copy.deepcopy(function).to("meta") if isinstance(function, nn.Module) else function
+    result = there(*(x.to("meta") for x in tensors))
     assert result.device.type == "meta" and result.shape == function(*tensors).shape
 
 
 def fake(function, tensors):
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         result = function(*map(mode.from_tensor, tensors))
     assert result.shape == function(*tensors).shape
 
 
 def export(function, tensors):
-    """As torch.export does by default, with a batch of any size."""
-    batch = torch.export.Dim("batch", min=2, max=64)
-    shapes = {"tensors": tuple({0: batch} for _ in tensors)}
-    program = torch.export.export(Module(function), tensors, dynamic_shapes=shapes)
-    for longer in (tensors, [torch.cat([x, x.flip(0)]) for x in tensors]):
-        assert_close(program.module()(*longer), function(*longer))
+    """As torch.export does by default, with a batch of any size, and any lengths."""
+    named = {
+        size: torch.export.Dim(name, min=2, max=64) for size, name in {4: "batch", 6: "queries", 7: "keys"}.items()
+    }
+    free = [{axis: named[size] for axis, size in enumerate(x.shape) if axis == 0 or size in (6, 7)} for x in tensors]
+    program = torch.export.export(Module(function), tuple(tensors), dynamic_shapes={"tensors": tuple(free)})
+    for given in (tensors, [longer(x) for x in tensors]):
+        assert_close(program.module()(*given), function(*given))
 
 
 def compiled(function, tensors):
-    """Once for batches of any size, values and gradients."""
+    """Once for batches of any size and any lengths, values and gradients."""
     torch._dynamo.reset()
     traced = torch.compile(function, dynamic=True, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for longer in (tensors, [torch.cat([x, x.flip(0)]) for x in tensors]):
-            leaves = [x.requires_grad_() if x.is_floating_point() else x for x in map(torch.clone, longer)]
+        for given in (tensors, [longer(x) for x in tensors]):
+            leaves = [x.requires_grad_() if x.is_floating_point() else x for x in map(torch.clone, given)]
             ours, expected = traced(*leaves), function(*leaves)
             assert_close(ours, expected)
             if expected.requires_grad:

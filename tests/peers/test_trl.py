@@ -17,6 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from mathlib import dpo_loss, sequence_log_prob
+
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = ["[UNK]", "[PAD]", "[EOS]"]
@@ -104,3 +106,37 @@ def test_the_chapters_trainer_computes_the_peers_loss_and_trains(names):
     assert value_and_gradient(trainer, batches[0])[0] < before
     frozen = language_model(0).state_dict()
     torch.testing.assert_close(names["reference"].state_dict(), frozen, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "sigmoid_norm"])
+def test_what_smoothing_and_averages_are_to_the_peer(names, loss_type):
+    beta, epsilon = 0.3, 0.2
+    names["args"].loss_type, names["args"].label_smoothing = [loss_type], epsilon
+    trainer = DPOTrainer(
+        names["model"],
+        ref_model=names["reference"],
+        args=names["args"],
+        train_dataset=names["pairs"],
+        processing_class=names["tokenizer"],
+    )
+    for batch in trainer.get_train_dataloader():
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)[:, 1:]
+        log_probs = []
+        for model in (names["model"], names["reference"]):
+            with torch.no_grad():
+                logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+            log_probs += sequence_log_prob(logits, labels).chunk(2)
+        lengths = (labels != -100).sum(dim=1).chunk(2) * 2
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected = log_probs
+        flipped = policy_rejected, policy_chosen, reference_rejected, reference_chosen
+        right = dpo_loss(*log_probs, beta=beta)
+        expected = {
+            "sigmoid": right,  # not smoothed at all
+            "robust": ((1 - epsilon) * right - epsilon * dpo_loss(*flipped, beta=beta)) / (1 - 2 * epsilon),
+            "sigmoid_norm": dpo_loss(*(x / n for x, n in zip(log_probs, lengths, strict=True)), beta=beta),
+        }
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected[loss_type].item(), rel=1e-5)
+        assert dpo_loss(*log_probs, beta=beta, label_smoothing=epsilon) != right
+        assert expected["robust"] != right != expected["sigmoid_norm"]
