@@ -13,6 +13,7 @@ ValueError; the message names the argument, what it must be and what it was. Val
 from mathlib._attention import MultiHeadAttention, attention
 from mathlib._contrastive import contrastive_loss, info_nce
 from mathlib._distributed import gather_with_grad
+from mathlib._encoding import encode_in_blocks
 from mathlib._false_negatives import false_negative_weights
 from mathlib._gist import gist_embed_loss
 from mathlib._hard_negatives import (
@@ -35,6 +36,7 @@ __all__ = [
     "cosine_similarity",
     "curriculum",
     "dpo_loss",
+    "encode_in_blocks",
     "false_negative_weights",
     "gather_with_grad",
     "gist_embed_loss",

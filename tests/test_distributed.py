@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from mathlib import false_negative_weights, gather_with_grad, gist_embed_loss, info_nce
+from mathlib import encode_in_blocks, false_negative_weights, gather_with_grad, gist_embed_loss, info_nce
 
 # A server imports, once, what each process needs. Windows has none.
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -103,6 +103,15 @@ def encoder():
     return model
 
 
+class InBlocks(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return encode_in_blocks(self.model, x, block_size=2)
+
+
 def trained(world, rank, model, gather):
     """The parameters after three steps on inputs of which a rank sees its share."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -159,6 +168,8 @@ def work(rank, world, folder, environment):
     found["half"] = scalar.grad
     for gather in (True, False):
         found["trained", gather] = trained(world, rank, DistributedDataParallel(encoder()), gather)
+    found["trained", "blocks inside"] = trained(world, rank, DistributedDataParallel(InBlocks(encoder())), True)
+    found["trained", "blocks around"] = trained(world, rank, InBlocks(DistributedDataParallel(encoder())), True)
     found["gathering unequal rows"] = refused(gather_with_grad, torch.zeros(rank + 1))
     for name, call in differing(rank).items():
         found["differing", name] = refused(call, gather=True)
@@ -288,7 +299,8 @@ def test_compiled_too(ranks):
 def test_training_is_that_of_one_process(ranks, world):
     expected = trained(world, None, encoder(), gather=False)
     for found in ranks(world):
-        assert_close(found["trained", True], expected, rtol=0, atol=1e-6)
+        for way in (True, "blocks inside", "blocks around"):
+            assert_close(found["trained", way], expected, rtol=0, atol=1e-6)
         # each rank for itself is another loss
         assert any(not torch.allclose(x, y, atol=1e-3) for x, y in zip(found["trained", False], expected, strict=True))
 
