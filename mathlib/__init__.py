@@ -10,6 +10,7 @@ An argument of a wrong type or dtype raises a TypeError, one of a wrong shape, o
 ValueError; the message names the argument, what it must be and what it was. Values of tensors are not read.
 """
 
+from mathlib._adapters import SentenceTransformerLoss
 from mathlib._attention import MultiHeadAttention, attention
 from mathlib._contrastive import contrastive_loss, info_nce
 from mathlib._distributed import gather_with_grad
@@ -31,6 +32,7 @@ from mathlib._similarity import cosine_similarity, similarity_matrix
 __all__ = [
     "DualEncoder",
     "MultiHeadAttention",
+    "SentenceTransformerLoss",
     "attention",
     "contrastive_loss",
     "cosine_similarity",
