@@ -14,7 +14,14 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from mathlib import encode_in_blocks, false_negative_weights, gather_with_grad, gist_embed_loss, info_nce
+from mathlib import (
+    SentenceTransformerLoss,
+    encode_in_blocks,
+    false_negative_weights,
+    gather_with_grad,
+    gist_embed_loss,
+    info_nce,
+)
 
 # A server imports, once, what each process needs. Windows has none.
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -126,6 +133,30 @@ def trained(world, rank, model, gather):
     return [x.detach() for x in model.parameters()]
 
 
+class Columns(nn.Module):
+    """An encoder, as the adapter wants it."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = encoder()
+
+    def forward(self, features):
+        return {"sentence_embedding": self.model(features["x"])}
+
+
+def adapted(world, rank, wrap, **options):
+    """The temperature and the parameters after three steps of the adapter, which no one wraps."""
+    temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    loss = SentenceTransformerLoss(wrap(Columns()), info_nce, temperature=temperature, **options)
+    optimiser = torch.optim.SGD(loss.parameters(), lr=0.01)
+    for step in range(3):
+        columns = [draw(20 + 2 * step + i, world * B, 6) for i in range(2)]
+        optimiser.zero_grad()
+        loss([{"x": x if rank is None else x.chunk(world)[rank]} for x in columns]).backward()
+        optimiser.step()
+    return [x.detach() for x in loss.parameters()]
+
+
 def refused(function, *args, **options):
     """The error, and that the group still works after it."""
     try:
@@ -170,6 +201,7 @@ def work(rank, world, folder, environment):
         found["trained", gather] = trained(world, rank, DistributedDataParallel(encoder()), gather)
     found["trained", "blocks inside"] = trained(world, rank, DistributedDataParallel(InBlocks(encoder())), True)
     found["trained", "blocks around"] = trained(world, rank, InBlocks(DistributedDataParallel(encoder())), True)
+    found["adapted"] = adapted(world, rank, DistributedDataParallel, gather=True, block_size=2)
     found["gathering unequal rows"] = refused(gather_with_grad, torch.zeros(rank + 1))
     for name, call in differing(rank).items():
         found["differing", name] = refused(call, gather=True)
@@ -303,6 +335,14 @@ def test_training_is_that_of_one_process(ranks, world):
             assert_close(found["trained", way], expected, rtol=0, atol=1e-6)
         # each rank for itself is another loss
         assert any(not torch.allclose(x, y, atol=1e-3) for x, y in zip(found["trained", False], expected, strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_the_adapter_learns_is_what_it_learns_on_one_process(ranks, world):
+    expected = adapted(world, None, lambda model: model)
+    assert expected[0] != 0.3
+    for found in ranks(world):
+        assert_close(found["adapted"], expected, rtol=0, atol=1e-6)
 
 
 def test_no_more_than_a_block_of_scores_is_ever_alive(ranks):
