@@ -16,7 +16,7 @@ tensor(0.5514)
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -132,7 +132,7 @@ class SentenceTransformerLoss(nn.Module):
                     was = type(self.tokenizer).__name__
                     raise TypeError(f"model must have a tokenizer that decodes, for a guide of other words, was {was}")
 
-    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[MutableMapping[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch: each column's features, and the labels if there is such a column."""
         columns = list(sentence_features)
         if len(columns) < 2:
@@ -152,7 +152,7 @@ class SentenceTransformerLoss(nn.Module):
             given |= zip(("guide_anchor", "guide_positive", "guide_negatives"), arranged(guides), strict=False)
         return self.function(*arranged([embedding(self.model, x, self.block_size) for x in columns]), **given)
 
-    def for_guide(self, column: dict[str, Any]) -> dict[str, Any]:
+    def for_guide(self, column: MutableMapping[str, Any]) -> dict[str, Any]:
         """The column as the guide reads it, in a dict that it may write into."""
         if self.tokenizer is None:
             return dict(column)
@@ -191,7 +191,7 @@ def arranged(columns: Sequence[Tensor]) -> list[Tensor]:
     return [anchor, positive, *([torch.stack(negatives, dim=1)] if negatives else [])]
 
 
-def embedding(model: nn.Module, column: dict[str, Any], block_size: int | None) -> Tensor:
+def embedding(model: nn.Module, column: MutableMapping[str, Any], block_size: int | None) -> Tensor:
     """The model's embeddings of a column [B, D]."""
     if block_size is None:
         return model(column)["sentence_embedding"]
@@ -204,7 +204,7 @@ def embedding(model: nn.Module, column: dict[str, Any], block_size: int | None) 
     wrapper: Any = vars(model).get("forward")
     encoder = getattr(wrapper, "fn", model)
 
-    def in_blocks(column: dict[str, Any]) -> dict[str, Tensor]:
+    def in_blocks(column: MutableMapping[str, Any]) -> dict[str, Tensor]:
         encoded = encode_in_blocks(lambda x: encoder(x)["sentence_embedding"], column, block_size=block_size)
         return {"sentence_embedding": encoded}
 
