@@ -3,8 +3,9 @@
 Read the modules in this order: `_similarity` (two vectors), `_contrastive` (an anchor, its positive and
 the other candidates), `_false_negatives` and `_hard_negatives` (which candidates count), `_retrieval` (a
 corpus), `_preference` (two answers), `_gist` (a guide), `_attention` (a query that mixes values),
-`_distributed` (several processes). What several of them share stands in `_checks` (arguments), `_rows` (rows
-of scores) and `_blockwise` (the same rows, a few at a time, with their gradients).
+`_encoding` (a batch in blocks), `_distributed` (several processes), `_adapters` (another library's trainer).
+What several of them share stands in `_checks` (arguments), `_rows` (rows of scores) and `_blockwise` (the same
+rows, a few at a time, with their gradients).
 
 An argument of a wrong type or dtype raises a TypeError, one of a wrong shape, on another device or out of its range a
 ValueError; the message names the argument, what it must be and what it was. Values of tensors are not read.
