@@ -12,11 +12,9 @@ BIN := .venv/$(SCRIPTS)
 PEERS := .venv-peers/$(SCRIPTS)
 LOCK := .venv-lock/$(SCRIPTS)
 INSTALLED := .venv/installed
-# Python compiles a module when it is first imported: most never are, and to compile them all takes a minute.
+# Python compiles a module when it is first imported; most never are, and compiling them all takes a minute.
 INSTALL := -m pip install --no-compile
-COMPILE = $(LOCK)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --excludes tools/cuda.txt \
-    --annotation-style line --custom-compile-command "make requirements" $(UPGRADE)
-# Then it must keep what it compiled, whatever the machine's setting: else each process does it again, torch in 4 s.
+# What it compiles it must keep, whatever the machine's setting, or each process compiles again: torch takes 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: book serve lab test test-browser peers bench coverage mutants notebooks requirements clean
@@ -52,7 +50,10 @@ mutants: .venv/installed-mutmut
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pages execute
 
-# What is pinned keeps its version where pyproject.toml allows it; UPGRADE=--upgrade takes the newest.
+# For every supported Python and system at once. What is pinned keeps its version where pyproject.toml allows it;
+# UPGRADE=--upgrade takes the newest.
+COMPILE = $(LOCK)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --excludes tools/cuda.txt \
+    --annotation-style line --custom-compile-command "make requirements" $(UPGRADE)
 requirements: .venv-lock/installed
 	echo "-e ." | $(COMPILE) - --group book --group test --output-file requirements.txt
 	for group in lab browser mutmut peers; do \

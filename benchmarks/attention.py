@@ -9,26 +9,23 @@ BASE = "torch scaled_dot_product_attention"
 OURS = "mathlib attention"
 
 
+def by_hand(query, key, value):
+    return (query @ key.mT / 8).softmax(-1) @ value
+
+
+FUNCTIONS = {BASE: torch.nn.functional.scaled_dot_product_attention, OURS: attention, "torch, by hand": by_hand}
+
+
 def step(name, size):
     """[2, 8, size, 64], forward and backward."""
     query, key, value = (normal(seed, 2, 8, size, 64) for seed in range(3))
-    if name == BASE:
-        function = torch.nn.functional.scaled_dot_product_attention
-    elif name == OURS:
-        function = attention
-    else:
-
-        def function(query, key, value):
-            return (query @ key.mT / 8).softmax(-1) @ value
-
-    return backward(lambda *x: function(*x).sum(), query, key, value)
+    return backward(lambda *x: FUNCTIONS[name](*x).sum(), query, key, value)
 
 
 def run(quick, most):
     rows = []
     for size in [64] if quick else [256, 1024]:
-        names = [BASE, OURS, "torch, by hand"]
-        rows += timed("attention", __file__, step, names, size, 1 if quick else 15, BASE)
+        rows += timed("attention", __file__, step, [*FUNCTIONS], size, 1 if quick else 15, BASE)
     ours, base = rows[-2], rows[-3]
     reason = "the same kernel, called with checked arguments: what differs is the noise of the run"
     return rows, [

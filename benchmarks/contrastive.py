@@ -1,9 +1,10 @@
 """What does InfoNCE cost, forward and backward, over the three products that it cannot do without?"""
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
-from measure import DEVICE, available, backward, bar, main, normal, timed
+from measure import DEVICE, backward, bar, main, normal, timed
 
 from mathlib import false_negative_weights, info_nce
 
@@ -23,7 +24,7 @@ PEERS = {
 
 
 def plain(a, p):
-    """What one writes by hand."""
+    """As one would write it by hand."""
     normalize, cross_entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
     return cross_entropy(normalize(a) @ normalize(p).T / 0.05, torch.arange(len(a), device=a.device))
 
@@ -75,7 +76,7 @@ def step(name, size):
 
 
 def cuda_bars(found, most):
-    """Of the products' rate, and of the device's memory."""
+    """Limits on the share of the products' rate, and on the device's memory."""
     reason = "the softmax is no part of a product's kernel: its passes over a block go through the device's memory"
     limits = [(32768, "time", "ratio", 1 / 0.7, "x three products"), (131072, "extra memory", "mb", 20_000, "MB")]
     return [
@@ -86,13 +87,17 @@ def cuda_bars(found, most):
 
 
 def run(quick, most):
-    peers = [name for name, there in zip(PEERS, available(*PEERS.values()), strict=True) if there]
+    peers = [name for name, module in PEERS.items() if find_spec(module)]
+    others = ["torch, by hand", *peers]
+    if not quick:  # to compile takes half a minute
+        others.insert(1, "torch.compile, by hand")
     rows = []
     for size in [64] if quick else [size for size in SIZES if size <= most]:
-        by_hand = ["torch, by hand"] + ["torch.compile, by hand"] * (not quick)  # to compile takes half a minute
-        names = [BASE, *OURS] + ([*by_hand, *peers] if size <= 8192 else [])
-        if size > 32768:
-            names = names[:2]
+        names = [BASE, *OURS]
+        if size <= 8192:
+            names += others
+        elif size > 32768:
+            names = [BASE, "mathlib"]
         rounds = 1 if quick else max(2, min(25, 65536 // size))
         rows += timed("contrastive", __file__, step, names, size, rounds, BASE)
     found = {(row["name"], row["size"]): row for row in rows}

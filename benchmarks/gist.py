@@ -1,7 +1,9 @@
 """What does GISTEmbedLoss with its KL term cost over its four products, the student's three and the guide's one?"""
 
+from importlib.util import find_spec
+
 import torch
-from measure import available, backward, bar, main, normal, timed
+from measure import backward, bar, main, normal, timed
 
 from mathlib import gist_embed_loss
 
@@ -52,8 +54,9 @@ def step(name, size):
 def run(quick, most):
     rows = []
     for size in [64] if quick else [size for size in (256, 1024, 4096, 8192, 32768) if size <= most]:
-        # B x B x D in memory: the peer needs gigabytes at 512
-        names = [BASE, OURS] + [PEER] * (size <= 256 and available("sentence_transformers")[0])
+        names = [BASE, OURS]
+        if size <= 256 and find_spec("sentence_transformers"):  # B x B x D in memory: gigabytes at 512
+            names.append(PEER)
         rows += timed("gist", __file__, step, names, size, 1 if quick else max(2, min(25, 65536 // size)), BASE)
     found = {(row["name"], row["size"]): row for row in rows}
     reason = (

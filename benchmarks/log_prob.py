@@ -25,8 +25,9 @@ def run(quick, most):
     rows = []
     for size in [64] if quick else [2000, 8000, 32000]:
         rows += timed("log_prob", __file__, step, [BASE, OURS], size, 1 if quick else 3, BASE)
-    found, gradient = rows[-1], 8 * TOKENS * rows[-1]["size"] * 4 / 1e6
+    found = rows[-1]
     time = bar(f"{OURS}: time", 1.0, found["ratio"], "x log_softmax + gather", "the work is the same to the noise")
+    gradient = 8 * TOKENS * found["size"] * 4 / 1e6  # MB
     limit = round(1.05 * gradient, 1)
     memory = bar(f"{OURS}: extra memory", limit, found["mb"], "MB", "the gradient, and blocks of the softmax")
     return rows, [time, memory]

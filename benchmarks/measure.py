@@ -3,12 +3,13 @@
 Each script is one question. It has `step(name, size)`, which makes the inputs and returns a function
 that does the work once, and `run(quick, most)`, which returns rows and bars; most is the largest batch.
 
-Times are the shortest of rounds in which all candidates take turns: what else a machine does can only add to
-a time, and it adds most to who hands small pieces of work to two threads. The median stands beside it; only
-ratios are worth reading. Memory is what a fresh process, its inputs made, needs beyond
-them at the peak; on CUDA, what the allocator counts.
+Times are the shortest of several rounds in which all candidates take turns: whatever else a machine does can only
+add to a time, and adds most to those who hand small pieces of work to two threads. The median is given too; only
+ratios are worth reading. Memory is the peak of a fresh process beyond its inputs; on CUDA, what the allocator
+counts.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -18,21 +19,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLAGS = ("--bfloat16", "--tf32")
-DTYPE = torch.bfloat16 if "--bfloat16" in sys.argv else torch.float32
-TF32 = "--tf32" in sys.argv
-QUICK = "--quick" in sys.argv
-MOST = 131072 if DEVICE == "cuda" else 8192
-# where others use the machine too, wall time on two cores says nothing: the time of the processor, on one
-CPU_TIME = "--cpu-time" in sys.argv
-THREADS = 1 if CPU_TIME else 2
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = (
     "torch",
@@ -42,15 +34,43 @@ PACKAGES = (
     "faiss-cpu",
     "liger-kernel",
 )
-torch.set_num_threads(THREADS)
-torch.backends.cuda.matmul.allow_tf32 = TF32
 
 Step = Callable[[], object]
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--quick", action="store_true", help="the smallest sizes, once: does it run?")
+parser.add_argument(
+    "--most",
+    type=int,
+    default=131072 if DEVICE == "cuda" else 8192,
+    help="the largest batch; 32768 takes minutes and gigabytes on a CPU",
+)
+parser.add_argument("--bfloat16", action="store_true", help="inputs of that dtype, not float32")
+parser.add_argument("--tf32", action="store_true", help="let CUDA round float32 factors of a product to TF32")
+parser.add_argument(
+    "--cpu-time",
+    action="store_true",
+    help="processor time on one thread, for a machine that others use too: there, wall time on two says nothing",
+)
+options = parser.parse_args([])  # the defaults; `read_command_line` overwrites them
+
+
+def read_command_line() -> None:
+    """What the program was asked for, into `options` and torch's settings."""
+    parser.parse_args(namespace=options)
+    torch.set_num_threads(1 if options.cpu_time else 2)
+    torch.backends.cuda.matmul.allow_tf32 = options.tf32
+
+
+def flags(*names: str) -> list[str]:
+    """Those of the switches that were given, for another process."""
+    return ["--" + name.replace("_", "-") for name in names if getattr(options, name)]
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
     """Standard normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, DTYPE)
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return numbers.to(DEVICE, torch.bfloat16 if options.bfloat16 else torch.float32)
 
 
 def backward(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Step:
@@ -65,11 +85,6 @@ def backward(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Step:
     return step
 
 
-def available(*modules: str) -> list[bool]:
-    """Which of the modules can be imported."""
-    return [find_spec(module) is not None for module in modules]
-
-
 def seconds(step: Step) -> float:
     if DEVICE == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -78,14 +93,14 @@ def seconds(step: Step) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
-    clock = time.process_time if CPU_TIME else time.perf_counter
+    clock = time.process_time if options.cpu_time else time.perf_counter
     start = clock()
     step()
     return clock() - start
 
 
 def times_of(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, float]]:
-    """The shortest and the median seconds of each step; they take turns."""
+    """The shortest and the median time of each step, in seconds; they take turns."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -108,8 +123,7 @@ def peak() -> float:
 
 def extra_memory(script: str, name: str, size: int) -> float:
     """The MB that one step needs beyond its inputs, in a process of its own."""
-    flags = [flag for flag in sys.argv if flag in FLAGS]
-    command = [sys.executable, script, *flags, "--memory", name, str(size)]
+    command = [sys.executable, script, *flags("bfloat16", "tf32"), "--memory", name, str(size)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -121,20 +135,26 @@ def row(
     base: tuple[float, float],
     memory: float | None = None,
 ) -> dict[str, Any]:
-    """One measurement, the shortest time and the median, each with its ratio to the base's."""
+    """One measurement: the shortest time and the median, each with its ratio to the base's."""
     memory = None if memory is None else round(memory, 1)
     ratio, median_ratio = (round(time / other, 3) for time, other in zip(times, base, strict=True))
     ms, median_ms = (round(time * 1e3, 3) for time in times)
     mb = "" if memory is None else f"{memory:8.0f} MB"
     print(f"  {name:38s} {size:6d} {ms:10.2f} ms {ratio:8.2f} x {median_ratio:8.2f} x (medians) {mb}", flush=True)
     return {
-        **{"question": question, "name": name, "size": size, "ms": ms, "ratio": ratio},
-        **{"median_ms": median_ms, "median_ratio": median_ratio, "mb": memory},
+        "question": question,
+        "name": name,
+        "size": size,
+        "ms": ms,
+        "ratio": ratio,
+        "median_ms": median_ms,
+        "median_ratio": median_ratio,
+        "mb": memory,
     }
 
 
 def bar(name: str, limit: float, measured: float | None, unit: str, reason: str) -> dict[str, Any]:
-    """Whether a limit was kept, and the reason where it was not; a quick run measures no memory."""
+    """Whether a limit was met, and the reason where it was not; a quick run measures no memory."""
     met = measured is not None and measured <= limit
     return {
         "bar": name,
@@ -159,8 +179,8 @@ def timed(
     times = times_of({name: step(name, size) for name in names}, rounds)
     rows = []
     for name in names:
-        # a fresh process takes seconds; one that compiles needs most of its memory for that
-        unknown = QUICK or (DEVICE == "cpu" and name.startswith("torch.compile"))
+        # a fresh process takes seconds to start; one that compiles needs most of its memory for that
+        unknown = options.quick or (DEVICE == "cpu" and name.startswith("torch.compile"))
         used = None if unknown else extra_memory(script, name, size)
         rows.append(row(question, name, size, times[name], times[base], used))
     return rows
@@ -182,27 +202,29 @@ def environment() -> dict[str, Any]:
         device = models[0] if models else platform.processor()
     return {
         "device": device,
-        "threads": THREADS,
-        "clock": "time of the processor" if CPU_TIME and DEVICE == "cpu" else "wall time",
+        "threads": torch.get_num_threads(),
+        "clock": "time of the processor" if options.cpu_time and DEVICE == "cpu" else "wall time",
         "cores": os.cpu_count(),
-        "dtype": f"{str(DTYPE).removeprefix('torch.')}, TF32 {'on' if TF32 else 'off'}",
+        "dtype": f"{'bfloat16' if options.bfloat16 else 'float32'}, TF32 {'on' if options.tf32 else 'off'}",
         "versions": versions,
     }
 
 
 def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:
     """The command line of each script: a table, or the memory of one step."""
-    if "--memory" in sys.argv:
-        name, size = sys.argv[-2:]
+    parser.add_argument("--json", type=Path, help="also write the rows and bars to this file")
+    parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"), help="only print the MB that one step needs")
+    read_command_line()
+    if options.memory:
+        name, size = options.memory
         step(name, smallest)()  # what a library allocates once
         work = step(name, int(size))
         before = peak()
         work()
         print(peak() - before)
     else:
-        rows, bars = run(QUICK, int(sys.argv[sys.argv.index("--most") + 1]) if "--most" in sys.argv else MOST)
+        rows, bars = run(options.quick, options.most)
         for each in bars:
             print(f"  {each['bar']}: {each['measured']} of {each['limit']} {each['unit']}, met: {each['met']}")
-        if "--json" in sys.argv:
-            path = Path(sys.argv[sys.argv.index("--json") + 1])
-            path.write_text(json.dumps({"rows": rows, "bars": bars}))
+        if options.json:
+            options.json.write_text(json.dumps({"rows": rows, "bars": bars}))

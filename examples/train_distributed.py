@@ -4,19 +4,19 @@
     torchrun --nproc-per-node 2 examples/train_distributed.py
 
 Both train the same model: a batch is shared out among the processes, and each scores its queries against
-the documents of all (`info_nce(..., gather=True)`). The same command again goes on from the last checkpoint
-and ends with the same numbers, to the last bit, as a run that was never stopped.
+the documents of all of them (`info_nce(..., gather=True)`). The same command, given again, resumes from the
+last checkpoint and ends with the same numbers, to the last bit, as a run that was never stopped.
 """
 
 import argparse
 import os
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
 from mathlib.book import data
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
 
 
 def save(state: dict, path: Path) -> None:
-    """Whole or not at all: whoever kills the process leaves the old file or the new one."""
+    """All or nothing: a process that is killed leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
@@ -47,16 +47,10 @@ def save(state: dict, path: Path) -> None:
     os.replace(part, path)
 
 
-def draw_bar(step: int, steps: int, loss: float, seconds_left: float) -> None:
-    done = 30 * step // steps
-    print(f"\r[{'#' * done}{'.' * (30 - done)}] {step}/{steps}  loss {loss:.4f}  {seconds_left:.0f} s left  ",
-          end="\n" if step == steps else "", flush=True)  # fmt: skip
-
-
 def batch_of(step: int, pairs: int, batch_size: int, seed: int) -> torch.Tensor:
-    """The pairs of a step, a function of its arguments alone: a run can go on anywhere.
+    """The pairs of a step, which depend on the arguments alone: a run can resume at any step.
 
-    What is left of an epoch for a smaller batch is left out.
+    The end of an epoch, too short for a batch, is left out.
     """
     epoch, number = divmod(step, pairs // batch_size)
     generator = torch.Generator().manual_seed(1000 * seed + epoch)
@@ -65,7 +59,7 @@ def batch_of(step: int, pairs: int, batch_size: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def quality(model: DualEncoder, queries: Bags, documents: Bags, wanted: list[set[int]]) -> dict[str, float]:
-    """Of the rankings of all documents for queries that training has not seen."""
+    """How well all documents are ranked for queries that training has not seen."""
     _, ranked = search(model.encode_queries(queries), model.encode_documents(documents), k=10)
     return {
         "recall@10": recall_at_k(ranked, wanted, k=10).item(),
@@ -93,7 +87,7 @@ def main(options: argparse.Namespace) -> None:
     model = DistributedDataParallel(encoders) if world > 1 else encoders
     optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     steps = options.epochs * (len(train_ids) // options.batch_size)
-    # what decides the numbers; epochs may grow
+    # what the numbers depend on; more epochs may be asked for later
     settings = {
         name: getattr(options, name) for name in ("batch_size", "learning_rate", "temperature", "seed", "pairs")
     }
@@ -112,8 +106,8 @@ def main(options: argparse.Namespace) -> None:
         if rank == 0:
             print(f"goes on after step {start} of {steps}")
 
-    began = time.monotonic()
-    for step in range(start, steps):
+    progress = tqdm(range(start, steps), initial=start, total=steps, disable=rank > 0)
+    for step in progress:
         batch = batch_of(step, len(train_ids), options.batch_size, options.seed).chunk(world)[rank]
         optimiser.zero_grad()
         embedded = model(train_queries.rows(batch), train_documents.rows(batch))
@@ -122,7 +116,7 @@ def main(options: argparse.Namespace) -> None:
         optimiser.step()
         done = step + 1
         if rank == 0:
-            draw_bar(done, steps, loss.item(), (time.monotonic() - began) / (done - start) * (steps - done))
+            progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             if done % options.checkpoint_every == 0 or done == steps:
                 state = {"model": encoders.state_dict(), "optimiser": optimiser.state_dict()}
                 save({**state, "step": done, "settings": settings}, options.checkpoint)

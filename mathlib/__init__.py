@@ -3,9 +3,9 @@
 Read the modules in this order: `_similarity` (two vectors), `_contrastive` (an anchor, its positive and
 the other candidates), `_false_negatives` and `_hard_negatives` (which candidates count), `_retrieval` (a
 corpus), `_preference` (two answers), `_gist` (a guide), `_attention` (a query that mixes values),
-`_encoding` (a batch in blocks), `_distributed` (several processes), `_adapters` (another library's trainer).
-What several of them share stands in `_checks` (arguments), `_rows` (rows of scores) and `_blockwise` (the same
-rows, a few at a time, with their gradients).
+`_encoding` (a batch in blocks), `_distributed` (several processes), `_adapters` (another library's trainer). What
+several of them share stands in `_checks` (arguments), `_halves` (products of half-precision vectors), `_rows` (rows
+of scores) and `_blockwise` (the same rows, a few at a time, with their gradients).
 
 An argument of a wrong type or dtype raises a TypeError, one of a wrong shape, on another device or out of its range a
 ValueError; the message names the argument, what it must be and what it was. Values of tensors are not read.
@@ -25,7 +25,7 @@ from mathlib._hard_negatives import (
     semi_hard_negatives,
     top_k_negatives,
 )
-from mathlib._namesake import refuse_namesake
+from mathlib._namesake import refuse_namesake as _refuse_namesake
 from mathlib._preference import dpo_loss, sequence_log_prob
 from mathlib._retrieval import DualEncoder, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
 from mathlib._similarity import cosine_similarity, similarity_matrix
@@ -56,4 +56,4 @@ __all__ = [
     "top_k_negatives",
 ]
 
-refuse_namesake()
+_refuse_namesake()

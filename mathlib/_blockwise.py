@@ -11,15 +11,14 @@ block of rows. `tests/test_blockwise.py` holds one against the other.
 """
 
 import inspect
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mathlib._rows import Embeddings, Layout, surprise
-from mathlib._similarity import direction
+from mathlib._halves import directions_of_halves, factor, products_of_halves
+from mathlib._rows import Embeddings, Excluded, Layout, reduced, surprise
+from mathlib._similarity import direction, no_autocast, wide
 
 
 class Block(NamedTuple):
@@ -32,8 +31,8 @@ class Block(NamedTuple):
     """The candidates' [R, C], -inf where there is none; may be overwritten."""
     scratch: Tensor
     """[R, C], unset; may be overwritten, unless the layout is symmetric."""
-    excluded: Callable[[Tensor], list[Tensor]]
-    """Views of a matrix [R, C]: the entries that are not candidates (the positive itself, or a row meeting itself)."""
+    excluded: Excluded
+    """The entries that are not candidates."""
 
 
 class Derivatives(NamedTuple):
@@ -69,8 +68,64 @@ class RowLoss(Protocol):
         """The losses of a block's rows and their derivatives; without the half that a symmetric layout adds."""
 
 
+class Vectors(NamedTuple):
+    """Embeddings as they are multiplied: of unit length, or, from half precision, as they are, with 1 / length."""
+
+    factors: Embeddings
+    inverse: Embeddings | None
+    """1 / length [..., 1] of each, by which the products of half-precision embeddings are multiplied."""
+    half: torch.dtype | None
+    """The dtype of half-precision embeddings."""
+
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+        """left @ right.T; of half-precision embeddings at half precision's speed, if either holds these."""
+        if self.half is None:
+            return torch.mm(left, right.T, out=out)
+        return products_of_halves(factor(left, self.half), factor(right, self.half), self.half, out)
+
+    def lengths_of(self, name: str) -> Tensor:
+        """1 / length of the embeddings of that name, one in each row [n, 1]."""
+        assert self.inverse is not None
+        return self.inverse.matrix(name)
+
+    def units(self) -> Embeddings:
+        """The unit vectors, at least in float32."""
+        if self.inverse is None:
+            return self.factors
+        pairs = zip(self.factors, self.inverse, strict=True)
+        anchor, positive, negatives = (None if y is None or short is None else wide(y) * short for y, short in pairs)
+        assert anchor is not None and positive is not None
+        return Embeddings(anchor, positive, negatives)
+
+    def turned(self) -> "Vectors":
+        """With anchors and positives in one another's place."""
+
+        def turn(x: Embeddings) -> Embeddings:
+            return Embeddings(x.positive, x.anchor, None)
+
+        return Vectors(turn(self.factors), None if self.inverse is None else turn(self.inverse), self.half)
+
+
+def vectors_of(given: Embeddings) -> tuple[Vectors, tuple[Tensor, ...]]:
+    """Embeddings of any length as they are multiplied, and what a gradient by these is to be divided by to be one by
+    the given: the lengths, infinite for a zero vector, or, from half precision, whose lengths are in `Vectors`, a power
+    of two.
+    """
+    rows = [y for y in given if y is not None]
+
+    def embeddings(anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Embeddings:
+        return Embeddings(anchor, positive, negatives)
+
+    if given.anchor.dtype.itemsize > 2:
+        units, lengths = zip(*map(direction, rows), strict=True)
+        return Vectors(embeddings(*units), None, None), lengths
+    factors, inverse, scales = zip(*map(directions_of_halves, rows), strict=True)
+    vectors = Vectors(embeddings(*factors), embeddings(*inverse), given.anchor.dtype)
+    return vectors, tuple(scale.reciprocal() for scale in scales)
+
+
 class Gradients(NamedTuple):
-    """By the unit vectors; None where none is needed."""
+    """By the unit vectors, times 1 / length if `Vectors` has it; None where none is needed."""
 
     anchor: Tensor | None
     positive: Tensor | None
@@ -97,10 +152,7 @@ def removal(dtype: torch.dtype) -> float:
 
 
 def softmax_(
-    logits: Tensor,
-    positive_logits: Tensor,
-    weights: Tensor | None = None,
-    excluded: Callable[[Tensor], list[Tensor]] | None = None,
+    logits: Tensor, positive_logits: Tensor, weights: Tensor | None = None, excluded: Excluded | None = None
 ) -> Softmax:
     """The softmax of logits [R, C], in their place; what reads -inf, or less the `removal`, is not a candidate.
 
@@ -116,8 +168,7 @@ def softmax_(
     lead = (highest - positive_logits - shares.amax(dim=1).log()).masked_fill_(dead, -torch.inf)
     if weights is not None and excluded is not None:
         shares.mul_(weights)
-        for view in excluded(shares):
-            view.zero_()
+        excluded.fill_(shares, 0.0)
         whole = shares.sum(dim=1)
         lead = lead + whole.log()
         shares.div_(whole.masked_fill(whole == 0, 1.0)[:, None])
@@ -136,28 +187,39 @@ def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int |
 
 
 def fill(
-    layout: Layout, x: Embeddings, rows: slice, scores: Tensor, temperature: Tensor | float | None = None
+    layout: Layout,
+    x: Vectors,
+    rows: slice,
+    excluded: Excluded,
+    scores: Tensor,
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     """Write the scores of some rows, over the temperature if given, -inf where excluded; return the positive's [R]."""
+    y, t = x.factors, 1.0 if temperature is None else temperature
 
     def left_rows(name: str) -> Tensor:
-        y: Tensor = getattr(x, name)[rows]
-        return y if temperature is None else y / temperature
+        left: Tensor = getattr(y, name)[rows]
+        return left if temperature is None or x.half else left / t
 
     start = 0
-    for left, right in layout.pairings(x):
-        columns = x.matrix(right)
-        torch.mm(left_rows(left), columns.T, out=scores[:, start : start + len(columns)])
-        start += len(columns)
-    if x.negatives is not None and layout.own_negatives(x):
-        torch.bmm(x.negatives[rows], left_rows("anchor")[:, :, None], out=scores[:, :, None])
-    excluded = layout.excluded(x, rows.start, scores)
+    for left, right in layout.pairings(y):
+        columns = y.matrix(right)
+        block = scores[:, start : start + columns.shape[0]]
+        x.multiply(left_rows(left), columns, out=block)
+        if x.half:
+            block.mul_(x.lengths_of(left)[rows] / t).mul_(x.lengths_of(right).T)
+        start += columns.shape[0]
+    if y.negatives is not None and layout.own_negatives(y):
+        torch.bmm(wide(y.negatives[rows]), wide(left_rows("anchor"))[:, :, None], out=scores[:, :, None])
+        if x.inverse is not None and x.inverse.negatives is not None:
+            scores.mul_(x.inverse.anchor[rows] / t).mul_(x.inverse.negatives[rows, :, 0])
     if layout.in_batch:
-        positive_scores = excluded[0].clone()
+        positive_scores = excluded.diagonals(scores)[0].clone()
     else:
-        positive_scores = torch.linalg.vecdot(left_rows("anchor"), x.positive[rows])
-    for view in excluded:
-        view.fill_(-torch.inf)
+        positive_scores = torch.linalg.vecdot(wide(left_rows("anchor")), wide(y.positive[rows]))
+        if x.inverse is not None:
+            positive_scores.mul_((x.inverse.anchor[rows] * x.inverse.positive[rows])[:, 0] / t)
+    excluded.fill_(scores, -torch.inf)
     return positive_scores
 
 
@@ -167,25 +229,30 @@ def one_pass(
     block_size: int | None,
     upstream: Tensor | None,
     needed: tuple[bool, ...],
-    x: Embeddings,
+    x: Vectors,
     temperature: Tensor | float,
 ) -> tuple[Tensor, Gradients]:
     """The loss of each row and, of their sum weighted by upstream, the needed gradients, times the temperature."""
-    losses = x.anchor.new_empty(layout.rows)
-    blocks = row_blocks(layout, x, loss.least_rows, block_size)
-    scores_buffer = x.anchor.new_empty(blocks[0].stop, layout.width(x))
-    scratch_buffer = torch.empty_like(scores_buffer)
+    y = x.factors
+    blocks = row_blocks(layout, y, loss.least_rows, block_size)
+    losses, scores_buffer, scratch_buffer = (
+        torch.empty(shape, dtype=wide(y.anchor[:0]).dtype, device=y.anchor.device)
+        for shape in ((layout.rows,), *[(blocks[0].stop, layout.width(y))] * 2)
+    )
     columns = column_totals(layout, x, blocks, temperature, scores_buffer) if layout.symmetric else None
     gradients = Gradients(
-        *(None if y is None or not want else torch.zeros_like(y) for y, want in zip(x, needed, strict=True))
+        *(
+            None if rows is None or not want else torch.zeros_like(rows, dtype=losses.dtype)
+            for rows, want in zip(y, needed, strict=True)
+        )
     )
     for rows in blocks:
         count = rows.stop - rows.start
         scores, scratch = scores_buffer[:count], scratch_buffer[:count]
-        positive_scores = fill(layout, x, rows, scores, temperature if loss.takes_logits else None)
+        excluded = layout.excluded(y, rows)
+        positive_scores = fill(layout, x, rows, excluded, scores, temperature if loss.takes_logits else None)
         if columns is not None and any(needed):
-            by_columns(columns, scores, rows, upstream, scratch)
-        excluded = partial(layout.excluded, x, rows.start)
+            by_columns(columns, scores, rows, upstream, excluded, scratch)
         losses[rows], by_scores, by_positive, scale = loss.derivatives(
             Block(rows, positive_scores, scores, scratch, excluded), temperature
         )
@@ -194,9 +261,9 @@ def one_pass(
         if upstream is not None:
             scale = scale * upstream[rows]
         if layout.in_batch:
-            excluded(by_scores)[0].copy_(by_positive)
+            excluded.diagonals(by_scores)[0].copy_(by_positive)
         if columns is not None:
-            batch = len(x.anchor)
+            batch = y.anchor.shape[0]
             scratch[:, :batch].addcmul_(by_scores[:, :batch], scale[:, None]).div_(2)
             torch.mul(by_scores[:, batch:], scale[:, None] / 2, out=scratch[:, batch:])
             by_scores, scale = scratch, torch.ones_like(scale)
@@ -206,33 +273,49 @@ def one_pass(
 
 def pull_rows(
     layout: Layout,
-    x: Embeddings,
+    x: Vectors,
     rows: slice,
     by_scores: Tensor,
     by_positive: Tensor,
     scale: Tensor,
     gradients: Gradients,
 ) -> None:
-    """Add what a block of derivatives, its rows yet to be scaled, means for the embeddings."""
-    start = 0
-    for left, right in layout.pairings(x):
-        columns, of_left, of_right = x.matrix(right), gradients.matrix(left), gradients.matrix(right)
-        block = by_scores[:, start : start + len(columns)]
+    """Add what a block of derivatives, its rows yet to be scaled, means for the embeddings; it may be overwritten."""
+    y, start = x.factors, 0
+    for left, right in layout.pairings(y):
+        columns, of_left, of_right = y.matrix(right), gradients.matrix(left), gradients.matrix(right)
+        block = by_scores[:, start : start + columns.shape[0]]
+        row_scale = scale
+        if x.half:
+            # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has
+            # what either of them receives.
+            block.mul_(x.lengths_of(right).T)
+            row_scale = scale * x.lengths_of(left)[rows]
         if of_left is not None:
-            of_left[rows].addcmul_(block @ columns, scale)
+            of_left[rows].addcmul_(x.multiply(block, columns.T), row_scale)
         if of_right is not None:
             # scaled here, where there are fewer numbers than in the block
-            of_right.addmm_(block.T, x.matrix(left)[rows] * scale)
-        start += len(columns)
-    a, p = x.anchor[rows], x.positive[rows]
-    of_a, of_p, of_n = (None if y is None else y[rows] for y in gradients)
-    if x.negatives is not None and layout.own_negatives(x):
+            scaled = wide(y.matrix(left)[rows]) * row_scale
+            if x.half:
+                of_right.add_(x.multiply(block.T, scaled.T))
+            else:
+                of_right.addmm_(block.T, scaled)
+        start += columns.shape[0]
+    a, p = wide(y.anchor[rows]), wide(y.positive[rows])
+    of_a, of_p, of_n = (None if rows_of is None else rows_of[rows] for rows_of in gradients)
+    if y.negatives is not None and layout.own_negatives(y):
+        row_scale = scale
+        if x.inverse is not None and x.inverse.negatives is not None:
+            by_scores.mul_(x.inverse.negatives[rows, :, 0])
+            row_scale = scale * x.inverse.anchor[rows]
         if of_a is not None:
-            of_a.addcmul_(torch.bmm(by_scores[:, None], x.negatives[rows])[:, 0], scale)
+            of_a.addcmul_(torch.bmm(by_scores[:, None], wide(y.negatives[rows]))[:, 0], row_scale)
         if of_n is not None:
-            torch.mul((by_scores * scale)[:, :, None], a[:, None], out=of_n)
+            torch.mul((by_scores * row_scale)[:, :, None], a[:, None], out=of_n)
     if not layout.in_batch:
         by_positive = by_positive[:, None] * scale
+        if x.inverse is not None:
+            by_positive = by_positive * x.inverse.anchor[rows] * x.inverse.positive[rows]
         if of_a is not None:
             of_a.addcmul_(by_positive, p)
         if of_p is not None:
@@ -252,26 +335,29 @@ class Columns(NamedTuple):
 
 
 def column_totals(
-    layout: Layout, x: Embeddings, blocks: list[slice], temperature: Tensor | float, buffer: Tensor
+    layout: Layout, x: Vectors, blocks: list[slice], temperature: Tensor | float, buffer: Tensor
 ) -> Columns:
     """One pass for what a column needs to know before its entries can be differentiated."""
-    own_logits, lead = torch.empty_like(x.anchor[:, 0]), torch.empty_like(x.anchor[:, 0])
-    turned = Embeddings(x.positive, x.anchor, None)
+    turned = x.turned()
+    own_logits, lead = buffer.new_empty(2, layout.rows)
     for rows in blocks:
-        logits = buffer[: rows.stop - rows.start, : len(x.anchor)]
-        own_logits[rows] = fill(layout, turned, rows, logits, temperature)
+        logits = buffer[: rows.stop - rows.start, : layout.rows]
+        own_logits[rows] = fill(layout, turned, rows, layout.excluded(turned.factors, rows), logits, temperature)
         lead[rows] = softmax_(logits, own_logits[rows]).lead
     return Columns(lead, own_logits + surprise(lead))
 
 
-def by_columns(columns: Columns, logits: Tensor, rows: slice, upstream: Tensor | None, out: Tensor) -> None:
+def by_columns(
+    columns: Columns, logits: Tensor, rows: slice, upstream: Tensor | None, excluded: Excluded, out: Tensor
+) -> None:
     """The columns' derivatives by a block of logits; the positive's own stands at its place."""
     # L_j = log sum_b e^{z_bj} - z_jj, so dL_j / dz_bj is the softmax down the column, less 1 at b = j
     out = out[:, : len(columns.lead)]
     torch.sub(logits[:, : out.shape[1]], columns.total, out=out)
     out.clamp_min_(-80).exp_()  # below that exp is slow (subnormal numbers), and would not change a sum
-    own = -columns.lead.sigmoid()
-    out.diagonal(rows.start).copy_(own[rows])
+    if excluded.same_group is not None:
+        out.masked_fill_(excluded.same_group[:, : out.shape[1]], 0.0)
+    out.diagonal(rows.start).copy_(-columns.lead[rows].sigmoid())
     if upstream is not None:
         out.mul_(upstream)
 
@@ -307,6 +393,12 @@ class Blockwise(torch.autograd.Function):
         ctx.save_for_backward(anchor, positive, negatives, learned, *outputs[1:])
         ctx.mark_non_differentiable(*(x for x in outputs[1:] if x is not None))
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise RuntimeError(
+            "info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+        )
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
@@ -353,16 +445,21 @@ def with_gradients(
     """`one_pass` for embeddings of any length and dtype: the losses, and four gradients of their sum, each times the
     factor and its row of upstream, None where not needed.
     """
-    with torch.autocast(given.anchor.device.type, enabled=False):
-        units, lengths = zip(*((None, None) if y is None else direction(y) for y in given), strict=True)
-        t = temperature.to(units[0].dtype) if isinstance(temperature, Tensor) else temperature
+    with no_autocast(given.anchor):
+        x, lengths = vectors_of(given)
+        t = temperature.to(wide(x.factors.anchor[:0]).dtype) if isinstance(temperature, Tensor) else temperature
         wanted = tuple(need or needed[3] for need in needed[:3])
-        losses, gradients = one_pass(loss, layout, block_size, upstream, wanted, Embeddings(*units), t)
+        losses, gradients = one_pass(loss, layout, block_size, upstream, wanted, x, t)
         along = losses.new_zeros(())
-        for gradient, y, length in zip(gradients, units, lengths, strict=True):
-            if gradient is not None:
+        inverse = x.inverse or (None, None, None)
+        for gradient, y, length, short in zip(gradients, x.factors, lengths, inverse, strict=False):
+            if gradient is not None and y is not None:
+                y = wide(y)
                 outward = torch.linalg.vecdot(gradient, y)[..., None]
-                along += outward.sum()
+                if needed[3]:
+                    along += outward.sum()
+                if short is not None:
+                    outward = outward * short**2
                 # keep the tangential part: a longer input has the same unit vector
                 gradient.addcmul_(y, outward, value=-1).div_(length * (t / factor))
         # a score is bilinear: score times derivative appears once for each of its two sides, and a loss knows
@@ -380,7 +477,11 @@ def blockwise(
     reduction: str,
     block_size: int | None,
 ) -> Tensor:
-    """The reduced loss of embeddings of any length; its gradients can be differentiated through `definition`."""
+    """The reduced loss of embeddings of any length: by blocks, or by its definition where torch traces, and where a
+    gradient is differentiated.
+    """
+    if torch.compiler.is_compiling():
+        return reduced(loss.definition(*given, temperature), reduction)
     factor = {"mean": 1 / layout.rows, "sum": 1.0, "none": None}[reduction]
     inputs = (*given, temperature)
     needed = tuple(torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in inputs)

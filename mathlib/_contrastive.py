@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mathlib._blockwise import Block, Derivatives, blockwise, removal, softmax_
@@ -37,14 +37,15 @@ from mathlib._checks import (
     check_some,
     check_temperature,
 )
-from mathlib._distributed import check_same_on_ranks, untraced, world_size
+from mathlib._distributed import check_on_ranks, untraced, world_size
 from mathlib._rows import (
     Embeddings,
     Layout,
     Rule,
     all_candidates,
-    check_any_negatives,
+    check_candidates,
     check_embeddings,
+    layout_of,
     reduced,
     row_losses,
     scored,
@@ -112,6 +113,10 @@ def info_nce(
     in_batch: bool = True,
     weigh: Rule | Sequence[Rule] | None = None,
     symmetric: bool = False,
+    groups: Integer[Tensor, "B"] | None = None,
+    negative_groups: Integer[Tensor, "N"] | Integer[Tensor, "B N"] | None = None,
+    contrast_anchors: bool = False,
+    contrast_positives: bool = False,
     reduction: str = "mean",
     block_size: int | None = None,
     gather: bool = False,
@@ -132,10 +137,10 @@ def info_nce(
     asked again in the backward pass, so a random rule needs "mean" or "sum".
 
     **Several processes.** With ``gather`` each rank of `torch.distributed` scores its own anchors against all
-    ranks' positives, negatives and, for ``symmetric``, anchors, which have the same shape and the same options on
-    every rank; a pool is each rank's share of one pool. Under DistributedDataParallel, which averages, "mean" gives
-    the gradient of the whole batch on one process; "sum" and "none" need the loss times the number of ranks, as
-    they do without gather.
+    ranks' positives, negatives and, where they are asked for, anchors, which have the same shape and the same
+    options on every rank; a pool is each rank's share of one pool, and a label means the same on all ranks. Under
+    DistributedDataParallel, which averages, "mean" gives the gradient of the whole batch on one process; "sum" and
+    "none" need the loss times the number of ranks, as they do without gather.
 
     Args:
         anchor: a, any scale (embeddings are scaled to unit length).
@@ -144,7 +149,15 @@ def info_nce(
         temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked.
         in_batch: whether the rest of the batch counts as negatives.
         weigh: w, by default 1: a rule, or several whose weights multiply.
-        symmetric: also ask each positive for its anchor among all anchors, and take the mean of both.
+        symmetric: whether to take the mean with the loss in which anchors and positives have changed places, explicit
+            negatives left out: each positive looks for its anchor.
+        groups: integer labels of the anchors [B], e.g. their documents' ids or classes: an anchor's candidates of its
+            own group, its positive apart, are removed before any rule sees them. Rules see scores alone, and under
+            dropout even copies of one text score apart.
+        negative_groups: integer labels of the negatives, [N] or [B, N], for the same purpose.
+        contrast_anchors: whether the other anchors are candidates too, scored against the anchor; with ``symmetric``
+            this is SimCLR's loss.
+        contrast_positives: whether pairs of positives are candidates too: row b's positive against all others.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once; None means 512 on a CPU (as few as 384 with a rule
             and many candidates) and more on a GPU. Memory is O(block_size * candidates); loss and gradients stay
@@ -158,8 +171,9 @@ def info_nce(
 
     Raises:
         ValueError: if there are no negatives without in_batch, or a rule's weights have another shape than the
-            scores; with gather, on every rank, if what must be the same on every rank is not.
-        RuntimeError: from torch, under forward-mode differentiation or vmap.
+            scores; with gather, on every rank, if what must be the same on every rank is not, or if an argument
+            is wrong on one.
+        RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
@@ -176,51 +190,63 @@ def info_nce(
 
     Chapter: 01_infonce (eq. info-nce-batch)
     """
-    check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
-    for name, flag in (("in_batch", in_batch), ("symmetric", symmetric), ("gather", gather)):
-        check_flag(name, flag)
-    check_any_negatives(negatives, in_batch)
-    if symmetric and not in_batch:
-        raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
-    check_temperature("temperature", temperature, anchor)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if block_size is not None:
-        check_count("block_size", block_size)
-    if weigh is None:
-        rules = []
-    else:
-        rules = list(weigh) if isinstance(weigh, Sequence) else [weigh]
-    for i, rule in enumerate(rules):
-        if not callable(rule):
-            raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
+    rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
 
-    given = candidates = Embeddings(anchor, positive, negatives)
-    gather = gather and world_size() > 1
-    if gather:  # pragma: no cover - distributed, no mutate block
+    def check() -> None:
+        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+        contrast = contrast_anchors, contrast_positives
+        check_candidates(sizes, anchor, negatives, in_batch, groups, negative_groups, *contrast)
+        check_flag("symmetric", symmetric)
+        if symmetric and not in_batch:
+            raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
+        check_flag("gather", gather)
+        check_temperature("temperature", temperature, anchor)
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        if block_size is not None:
+            check_count("block_size", block_size)
+        for i, rule in enumerate(rules):
+            if not callable(rule):
+                raise TypeError(f"weigh must be a function or a sequence of them, item {i} was {type(rule).__name__}")
+
+    gathering = bool(gather) and world_size() > 1
+    if gathering:  # pragma: no cover - distributed, no mutate block
         settings = {
             "function": "info_nce",
-            **given._asdict(),
+            "anchor": anchor,
+            "positive": positive,
+            "negatives": negatives,
             "temperature": temperature,
             "in_batch": in_batch,
             "number of rules": len(rules),
             "symmetric": symmetric,
+            "groups": groups,
+            "negative_groups": negative_groups,
+            "contrast_anchors": contrast_anchors,
+            "contrast_positives": contrast_positives,
             "reduction": reduction,
         }
-        untraced(check_same_on_ranks)(anchor.device, settings)
-        candidates = all_candidates(anchor, positive, negatives, in_batch, symmetric)
+        untraced(check_on_ranks)(check, settings)
+    else:
+        check()
 
-    # Both directions come from one pass over the scores, but for two cases: under rules the row of a positive has
-    # weights of its own, and other ranks' anchors are rows of no block here.
-    at_once = symmetric and not rules and not gather
-    loss = InfoNCE(rules, Layout(len(anchor), in_batch, symmetric=at_once), anchor.shape[1])
-    directions = [Embeddings(anchor, candidates.positive, candidates.negatives)]
+    # Both directions come from one pass over the scores, unless the row of a positive has weights or candidates of its
+    # own, or other ranks' anchors, which are rows of no block here.
+    at_once = symmetric and not (rules or contrast_anchors or contrast_positives or gathering)
+    layout = layout_of(
+        anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives, symmetric=at_once
+    )
+    given = Embeddings(anchor, positive, negatives)
+    if gathering:  # pragma: no cover - distributed, no mutate block
+        given, layout = all_candidates(given, layout, symmetric or contrast_anchors)
+    loss = InfoNCE(rules, layout, anchor.shape[1])
+    directions = [given]
     if symmetric and not at_once:
-        directions.append(Embeddings(positive, candidates.anchor, None))
+        directions.append(Embeddings(given.positive, given.anchor, None))
     if torch.compiler.is_compiling():
         found = [reduced(loss.definition(*x, temperature), reduction) for x in directions]
     else:
         found = [
-            blockwise(loss, loss.layout, x, temperature, reduction=reduction, block_size=block_size) for x in directions
+            blockwise(loss, layout, x, temperature, reduction=reduction, block_size=block_size) for x in directions
         ]
     return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
 
@@ -251,13 +277,13 @@ class InfoNCE:
 
     def one_way(self, x: Embeddings, temperature: Tensor | float) -> Tensor:
         """The loss of each anchor among its candidates."""
-        positive_scores, scores, itself = scored(self.layout, x)
-        weights = weighted(positive_scores, scores, itself, self.rules, self.features)
+        positive_scores, scores = scored(self.layout, x)
+        weights = weighted(positive_scores, scores, self.rules, self.features)
         return row_losses(positive_scores, scores, weights, temperature)
 
     def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
         s_p, scores = block.positive, block.scores
-        weights = weighted(s_p, scores, None, self.rules, self.features, block.scratch)
+        weights = weighted(s_p, scores, self.rules, self.features, block.scratch)
         if weights is not None:
             if weights.untyped_storage().data_ptr() == block.scratch.untyped_storage().data_ptr():
                 weights = weights.clone()  # the rule returned the scores themselves, which are about to be overwritten

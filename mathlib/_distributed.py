@@ -22,7 +22,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_tensor
+from mathlib._checks import check_shapes
 from mathlib._similarity import wide
 
 
@@ -58,12 +58,14 @@ def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest
 
     Chapter: 01_infonce (eq. info-nce-batch)
     """
-    check_tensor("tensor", tensor)
-    if tensor.ndim == 0:
-        raise ValueError("tensor must have at least one axis, was a scalar tensor")
+
+    def check() -> None:
+        check_shapes(("tensor", tensor, "... B"))
+
     if world_size() > 1:  # pragma: no cover - distributed
-        check_same_on_ranks(tensor.device, {"function": "gather_with_grad", "tensor": tensor})
+        check_on_ranks(check, {"function": "gather_with_grad", "tensor": tensor})
         return gathered(tensor)[0]
+    check()
     return tensor
 
 
@@ -77,20 +79,30 @@ def untraced(function: Callable) -> Callable:  # pragma: no cover - distributed
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
-def check_same_on_ranks(device: torch.device, given: dict[str, object]) -> None:  # pragma: no cover - distributed
-    """Raise on every rank unless all call with the same settings and with tensors alike: otherwise they would wait for
-    one another forever.
+def check_on_ranks(check: Callable[[], None], given: dict[str, object]) -> None:  # pragma: no cover - distributed
+    """Run the check, and raise on every rank if it raises on one, or unless all call with the same settings and with
+    tensors alike: otherwise they would wait for one another forever.
 
-    A digest is exchanged, on the device that the group's collectives take; only where the digests differ, the words.
+    A digest is exchanged; only where the digests differ, the words.
     """
-    words = {name: described(value) for name, value in given.items()}
+    error: Exception | None = None
+    try:
+        check()
+        words = {name: described(value) for name, value in given.items()}
+    except (TypeError, ValueError) as caught:
+        error, words = caught, {"error": str(caught)}
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
     digest = torch.frombuffer(bytearray(hashlib.sha256(repr(words).encode()).digest()), dtype=torch.uint8).to(device)
     digests = [torch.empty_like(digest) for _ in range(world_size())]
     dist.all_gather(digests, digest)
-    if bool((torch.stack(digests) == digest).all()):
-        return
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, words)
+    everyone: list[Any] = [words] * world_size()
+    if not bool((torch.stack(digests) == digest).all()):
+        dist.all_gather_object(everyone, words)
+    if error:
+        raise error
+    for rank, other in enumerate(everyone):
+        if "error" in other:
+            raise ValueError(f"{other['error']}, on rank {rank}")
     for name in words:
         was = [other.get(name, "not given") for other in everyone]
         if len(set(was)) > 1:

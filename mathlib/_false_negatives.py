@@ -101,7 +101,7 @@ def false_negative_weights(
         if (value is not None) != wanted:
             raise ValueError(f"{name} must {'' if wanted else 'not '}be given with strategy {strategy!r}, was {value}")
     check_number("alpha", alpha, least=0, most=1)
-    s_p, s = wide(positive_scores), wide(candidate_scores)
+    s_p, s = wide(positive_scores.detach()), wide(candidate_scores.detach())
     if margin is None:
         check_number("threshold", threshold)
         limit: Any = threshold
@@ -110,7 +110,7 @@ def false_negative_weights(
         limit = s_p - (margin if strategy == "absolute" else s_p.abs() * margin)
     if alpha == 0:
         # writes 1 or 0 directly, without an intermediate bool tensor; not(s > limit) keeps NaN, s <= limit would not
-        return torch.gt(s, limit, out=torch.empty_like(s)).neg_().add_(1)
+        return s.clone().gt_(limit).neg_().add_(1)
     return torch.ones_like(s).masked_fill_(s > limit, alpha)
 
 

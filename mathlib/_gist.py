@@ -22,21 +22,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from mathlib._blockwise import Block, Derivatives, blockwise, fill, removal, softmax_
+from mathlib._blockwise import Block, Derivatives, Vectors, blockwise, fill, removal, softmax_, vectors_of
 from mathlib._checks import check_choice, check_count, check_device, check_flag, check_number, check_temperature
-from mathlib._distributed import check_same_on_ranks, untraced, world_size
+from mathlib._distributed import check_on_ranks, untraced, world_size
 from mathlib._false_negatives import false_negative_weights
 from mathlib._rows import (
     Embeddings,
     Layout,
     Rule,
     all_candidates,
-    check_any_negatives,
+    check_candidates,
     check_embeddings,
-    reduced,
+    layout_of,
     relative_logits,
     row_losses,
     scored,
@@ -44,6 +44,7 @@ from mathlib._rows import (
     units,
     weighted,
 )
+from mathlib._similarity import no_autocast, wide
 
 
 def gist_embed_loss(
@@ -57,26 +58,32 @@ def gist_embed_loss(
     temperature: float | Float[Tensor, ""] = 0.05,
     guide_temperature: float | Float[Tensor, ""] | None = None,
     lam: float = 1.0,
+    kl_over: str = "all",
     margin: float = 0.0,
     strategy: str = "absolute",
     in_batch: bool = True,
+    groups: Integer[Tensor, "B"] | None = None,
+    negative_groups: Integer[Tensor, "N"] | Integer[Tensor, "B N"] | None = None,
     contrast_anchors: bool = False,
     contrast_positives: bool = False,
     reduction: str = "mean",
     block_size: int | None = None,
     gather: bool = False,
 ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
-    r"""InfoNCE over the candidates that a guide keeps, plus the guide's divergence from the student over the same.
+    r"""InfoNCE over the candidates that a guide keeps, plus the divergence of the student from the guide.
 
     .. math::
         L = L_{\text{InfoNCE}} + \lambda\, \mathrm{KL}(g \,\|\, s), \qquad
         \mathrm{KL}(g \,\|\, s) = \sum_{i \in \{p\} \cup \mathcal{N}_b} g_i \log\frac{g_i}{s_i}
 
-    g and s are the softmax probabilities of guide and student over the same candidates: the positive and
-    what the guide keeps. It removes a candidate that it finds more similar than the positive less a margin
-    (`false_negative_weights`, on the guide's scores); without a margin, a copy of the positive stays. With
-    `lam=0`, `contrast_anchors` and `contrast_positives` this is the published loss; the second term is the
-    notes' own.
+    The guide removes a candidate from InfoNCE that it finds more similar than the positive less a margin
+    (`false_negative_weights`, on the guide's scores); without a margin, a copy of the positive stays. g and s are
+    the softmax probabilities of guide and student over the positive and all candidates, as the notes have it, or
+    with ``kl_over="kept"`` over those that the guide keeps: what it removes is what it knows best, so "all" is the
+    default, and chapter 06 measures the difference. With ``lam=0``, ``contrast_anchors`` and
+    ``contrast_positives`` this is the published loss; the second term is the notes' own.
+
+    sentence-transformers' GISTEmbedLoss has the published loss, at temperature 0.01.
 
     Args:
         anchor: the student's embeddings, any scale.
@@ -89,9 +96,13 @@ def gist_embed_loss(
             checked.
         guide_temperature: the guide's, > 0; None takes the student's.
         lam: the weight of the divergence, >= 0.
+        kl_over: "all" candidates or those that were "kept".
         margin: >= 0, in the guide's cosine, or with "relative" a share of the positive's.
         strategy: "absolute" or "relative", how the margin is taken off the positive's score.
         in_batch: whether the rest of the batch counts as negatives.
+        groups: labels of the anchors, e.g. their documents' ids: an anchor's candidates of its own group are in
+            neither term, whatever the guide finds. Its positive stays.
+        negative_groups: labels of the negatives, for the same purpose.
         contrast_anchors: whether the other anchors are candidates too, scored against the anchor.
         contrast_positives: whether pairs of positives are candidates too: row b's positive against all
             others. A row is never compared with itself.
@@ -104,12 +115,14 @@ def gist_embed_loss(
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
-        the student alone. An anchor with no candidate left has loss 0 and gradient 0.
+        the student alone. An anchor with no candidate has loss 0 and gradient 0; one whose candidates the guide
+        all removes has the divergence over "all" left.
 
     Raises:
         ValueError: if there are no negatives without in_batch, or if negatives are given without the guide's, or
-            the guide's without them; with gather, on every rank, if what must be the same on every rank is not.
-        RuntimeError: from torch, under forward-mode differentiation or vmap.
+            the guide's without them; with gather, on every rank, if what must be the same on every rank is not, or
+            if an argument is wrong on one.
+        RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:
         Solatorio (2024), arXiv:2402.16829, for the guide's choice of candidates.
@@ -122,135 +135,155 @@ def gist_embed_loss(
 
     Chapter: 06_gist (eq. gist)
     """
-    sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
-    if negatives is not None and guide_negatives is None:
-        raise ValueError("guide_negatives must be given together with negatives, was None")
-    if negatives is None and guide_negatives is not None:
-        raise ValueError("negatives must be given together with guide_negatives, was None")
-    of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
-    check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
-    check_device("guide_anchor", guide_anchor, "anchor", anchor)
-    check_temperature("temperature", temperature, anchor)
-    if guide_temperature is not None:
-        check_temperature("guide_temperature", guide_temperature, anchor)
-    check_number("lam", lam, least=0)
-    check_number("margin", margin, least=0)
-    check_choice("strategy", strategy, ("absolute", "relative"))
-    check_flag("in_batch", in_batch)
-    check_flag("gather", gather)
-    for name, flag in (("contrast_anchors", contrast_anchors), ("contrast_positives", contrast_positives)):
-        check_flag(name, flag)
-        if flag and not in_batch:
-            raise ValueError(f"{name} must be False when in_batch is False")
-    check_any_negatives(negatives, in_batch)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if block_size is not None:
-        check_count("block_size", block_size)
 
-    rows = len(anchor)
-    student, guide = (
-        Embeddings(anchor, positive, negatives),
-        Embeddings(guide_anchor, guide_positive, guide_negatives),
-    )
-    if gather and world_size() > 1:  # pragma: no cover - distributed, no mutate block
+    def check() -> None:
+        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+        if negatives is not None and guide_negatives is None:
+            raise ValueError("guide_negatives must be given together with negatives, was None")
+        if negatives is None and guide_negatives is not None:
+            raise ValueError("negatives must be given together with guide_negatives, was None")
+        of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
+        check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
+        check_device("guide_anchor", guide_anchor, "anchor", anchor)
+        contrast = contrast_anchors, contrast_positives
+        check_candidates(sizes, anchor, negatives, in_batch, groups, negative_groups, *contrast)
+        check_temperature("temperature", temperature, anchor)
+        if guide_temperature is not None:
+            check_temperature("guide_temperature", guide_temperature, anchor)
+        check_number("lam", lam, least=0)
+        check_choice("kl_over", kl_over, ("all", "kept"))
+        check_number("margin", margin, least=0)
+        check_choice("strategy", strategy, ("absolute", "relative"))
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        check_flag("gather", gather)
+        if block_size is not None:
+            check_count("block_size", block_size)
+
+    gathering = bool(gather) and world_size() > 1
+    if gathering:  # pragma: no cover - distributed, no mutate block
         settings = {
             "function": "gist_embed_loss",
-            **student._asdict(),
-            **{f"guide_{name}": x for name, x in guide._asdict().items()},
+            "anchor": anchor,
+            "positive": positive,
+            "negatives": negatives,
+            "guide_anchor": guide_anchor,
+            "guide_positive": guide_positive,
+            "guide_negatives": guide_negatives,
             "temperature": temperature,
             "guide_temperature": guide_temperature,
             "lam": lam,
+            "kl_over": kl_over,
             "margin": margin,
             "strategy": strategy,
             "in_batch": in_batch,
+            "groups": groups,
+            "negative_groups": negative_groups,
             "contrast_anchors": contrast_anchors,
             "contrast_positives": contrast_positives,
             "reduction": reduction,
         }
-        untraced(check_same_on_ranks)(anchor.device, settings)
-        student = all_candidates(*student, in_batch, contrast_anchors)
-        with torch.no_grad():
-            guide = all_candidates(*guide, in_batch, contrast_anchors)
+        untraced(check_on_ranks)(check, settings)
+    else:
+        check()
 
-    among = [name for name, flag in (("anchor", contrast_anchors), ("positive", contrast_positives)) if flag]
+    layout = layout_of(anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives)
+    student = Embeddings(anchor, positive, negatives)
+    guide = Embeddings(guide_anchor, guide_positive, guide_negatives)
+    if gathering:  # pragma: no cover - distributed, no mutate block
+        with torch.no_grad():
+            guide, _ = all_candidates(guide, layout._replace(groups=None), contrast_anchors)
+        student, layout = all_candidates(student, layout, contrast_anchors)
     if guide_temperature is None:
         guide_temperature = temperature
     if isinstance(guide_temperature, Tensor):
         guide_temperature = guide_temperature.detach().clone()  # the backward pass may ask for it again
-    with torch.no_grad():
-        guide = units(*guide)
-    loss = Gist(
-        guide,
-        guide_temperature,
-        partial(false_negative_weights, strategy=strategy, margin=margin),
-        lam,
-        Layout(rows, in_batch, tuple(among)),
-    )
-    if torch.compiler.is_compiling():
-        return reduced(loss.definition(*student, temperature), reduction)
-    return blockwise(loss, loss.layout, student, temperature, reduction=reduction, block_size=block_size)
+    with torch.no_grad(), no_autocast(anchor):
+        vectors, _ = vectors_of(guide)
+    rule = partial(false_negative_weights, strategy=strategy, margin=margin)
+    loss = Gist(vectors, guide_temperature, rule, lam, kl_over == "all", layout)
+    return blockwise(loss, layout, student, temperature, reduction=reduction, block_size=block_size)
 
 
 @dataclass(frozen=True)
 class Gist:
-    """The loss of `gist_embed_loss` under a guide whose embeddings have unit length, as the engine asks for it."""
+    """The loss of `gist_embed_loss` under a guide, as the engine asks for it."""
 
-    guide: Embeddings
+    guide: Vectors
     guide_temperature: Tensor | float
     rule: Rule
     lam: float
+    over_all: bool
+    """Whether the divergence is over all candidates, not only those that the guide keeps."""
     layout: Layout
 
+    @property
+    def features(self) -> int:
+        """The guide's."""
+        return self.guide.factors.anchor.shape[1]
+
     takes_logits = True
-    # blocks of the student's scores, of the guide's, of those that the rule sees, and of its weights
+    # blocks of the student's scores, of the guide's, of what the rule keeps, and of the two scores' differences
     least_rows = 160
 
     def definition(
         self, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
     ) -> Tensor:
         with torch.no_grad():
-            guide_positive, guide_scores, itself = scored(self.layout, self.guide)
-            weights = weighted(guide_positive, guide_scores, itself, [self.rule], self.guide.anchor.shape[1])
-            guide_logits = relative_logits(guide_positive, guide_scores, weights, self.guide_temperature)
-        positive_scores, scores, _ = scored(self.layout, units(anchor, positive, negatives))
-        losses = row_losses(positive_scores, scores, weights, temperature)
+            guide_positive, guide_scores = scored(self.layout, self.guide.units())
+            kept = weighted(guide_positive, guide_scores, [self.rule], self.features)
+        positive_scores, scores = scored(self.layout, units(anchor, positive, negatives))
+        losses = row_losses(positive_scores, scores, kept, temperature)
         if self.lam == 0:
             return losses
-        logits = relative_logits(positive_scores, scores, weights, temperature)
-        return losses + self.lam * divergences(guide_logits, logits)
+        counted = None if self.over_all else kept
+        with torch.no_grad():
+            guide_logits = relative_logits(guide_positive, guide_scores, counted, self.guide_temperature)
+        return losses + self.lam * divergences(
+            guide_logits, relative_logits(positive_scores, scores, counted, temperature)
+        )
 
     def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
         logits, z_p, dtype = block.scores, block.positive, block.scores.dtype
-        guide_scores = block.scratch
-        if self.guide.anchor.dtype != dtype:
-            guide_scores = self.guide.anchor.new_empty(logits.shape)
-        guide_p = fill(self.layout, self.guide, block.rows, guide_scores)
-        weights = weighted(guide_p, guide_scores, None, [self.rule], self.guide.anchor.shape[1])
-        assert weights is not None
-        gone = weights.to(dtype).neg_().add_(1)
+        guide_dtype = wide(self.guide.factors.anchor[:0]).dtype
+        guide_scores = block.scratch if guide_dtype == dtype else torch.empty_like(logits, dtype=guide_dtype)
+        guide_p = fill(self.layout, self.guide, block.rows, block.excluded, guide_scores)
+        kept = weighted(guide_p, guide_scores, [self.rule], self.features)
+        assert kept is not None
+        far = removal(dtype)
+        gone = kept.to(dtype).neg_().add_(1)
+        block.excluded.fill_(logits, -far)  # a number, since inf - inf would be NaN
+        if self.lam == 0:
+            shares, lead = softmax_(logits.sub_(gone, alpha=far), z_p)
+            return Derivatives(surprise(lead), shares, -torch.ones_like(lead), scale=lead.sigmoid())
         guide_logits = guide_scores.div_(self.guide_temperature).to(dtype)
         guide_z_p = (guide_p / self.guide_temperature).to(dtype)
-        for matrix in (logits, guide_logits):
-            for view in block.excluded(matrix):  # a number, since inf - inf would be NaN
-                view.fill_(-removal(dtype))
-            matrix.sub_(gone, alpha=removal(dtype))
-        # With g and s the guide's and the student's probabilities, l the candidates' lead over the positive (so that
-        # s_p = 1 - sigma(l)), and shares the probabilities of the candidates among themselves (s_i = sigma(l) share_i):
-        #     L = log(1 + e^l) + lam KL,    KL = sum_i g_i (log g_i - log s_i),    dKL/dz_i = s_i - g_i
-        #     dL/dz_i = (1 + lam) s_i - lam g_i,    dL/dz_p = -(1 + lam) sigma(l) + lam sigma(l_guide)
-        differences = torch.sub(guide_logits, logits, out=gone) if self.lam else gone
-        shares, lead = softmax_(logits, z_p)
-        wrong, losses = lead.sigmoid(), surprise(lead)
-        if self.lam == 0:
-            return Derivatives(losses, shares, -torch.ones_like(wrong), scale=wrong)
+        block.excluded.fill_(guide_logits, -far)
+        # With s the student's probabilities among the kept, s' and g the student's and the guide's among those that the
+        # divergence is over, l, l' and m the candidates' leads over the positive (so that s_p = 1 - sigma(l)), and
+        # shares the probabilities of the candidates among themselves (s_i = sigma(l) share_i):
+        #     L = log(1 + e^l) + lam KL,    KL = sum_i g_i (log g_i - log s'_i),    dKL/dz_i = s'_i - g_i
+        #     dL/dz_i = s_i + lam (s'_i - g_i),    dL/dz_p = -sigma(l) - lam (sigma(l') - sigma(m))
+        if self.over_all:
+            shares, lead = softmax_(torch.sub(logits, gone, alpha=far, out=gone), z_p)
+            differences = guide_logits - logits
+            shares_kl, lead_kl = softmax_(logits, z_p)
+        else:
+            guide_logits.sub_(gone, alpha=far)
+            logits.sub_(gone, alpha=far)
+            differences = torch.sub(guide_logits, logits, out=gone)
+            shares, lead = shares_kl, lead_kl = softmax_(logits, z_p)
         guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
-        guide_wrong = guide_lead.sigmoid()
-        # log g_i - log s_i = (u_i - z_i) - (u_p - z_p) + (log g_p - log s_p), with u the guide's logits
+        losses, wrong, wrong_kl, guide_wrong = surprise(lead), lead.sigmoid(), lead_kl.sigmoid(), guide_lead.sigmoid()
+        # log g_i - log s'_i = (u_i - z_i) - (u_p - z_p) + (log g_p - log s'_p), with u the guide's logits
         apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
-        divergence = apart * guide_wrong + losses - surprise(guide_lead)
-        mine, guides = (1 + self.lam) * wrong, self.lam * guide_wrong
-        by_scores = shares.mul_(mine[:, None]).addcmul_(guide_shares, guides[:, None], value=-1)
-        return Derivatives(losses + self.lam * divergence, by_scores, guides - mine, scale=torch.ones_like(mine))
+        divergence = apart * guide_wrong + surprise(lead_kl) - surprise(guide_lead)
+        if self.over_all:
+            by_scores = shares.mul_(wrong[:, None]).addcmul_(shares_kl, (self.lam * wrong_kl)[:, None])
+        else:
+            by_scores = shares.mul_((wrong + self.lam * wrong_kl)[:, None])
+        by_scores.addcmul_(guide_shares, (self.lam * guide_wrong)[:, None], value=-1)
+        by_positive = self.lam * (guide_wrong - wrong_kl) - wrong
+        return Derivatives(losses + self.lam * divergence, by_scores, by_positive, scale=torch.ones_like(wrong))
 
 
 def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:

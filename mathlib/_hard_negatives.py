@@ -233,7 +233,7 @@ def mine_hard_negatives(
     r"""The k documents of a corpus most similar to each query that are not known, and do not look, relevant.
 
     .. math::
-        \operatorname{top-}k_{\,d \notin P_q} \bigl\{ \cos(q, d) :
+        \text{top-}k_{\,d \notin P_q} \bigl\{ \cos(q, d) :
             \cos(q, d) \le s_p - |s_p|\, m \bigr\},
         \qquad s_p = \min_{p \in P_q} \cos(q, p)
 

@@ -10,10 +10,12 @@ tensor([-1.0064])
 
 `labels[b, t]` is the token whose probability `logits[b, t]` give. A causal model's logits at t predict
 token t + 1: shift the tokens by one, and mask everything that is not part of the answer (the prompt, the
-padding, the last position) with False. Shifting the tokens is cheaper than slicing the logits, which are much
-larger.
+padding, the last position) with False, or give it the label -100, as Hugging Face's batches do. Shifting the
+tokens is cheaper than slicing the logits, which are much larger.
 
->>> sequence_log_prob(logits, torch.tensor([[0, -100]]), mask=torch.tensor([[True, False]]))
+>>> sequence_log_prob(logits, torch.tensor([[0, 1]]), mask=torch.tensor([[True, False]]))
+tensor([-0.6931])
+>>> sequence_log_prob(logits, torch.tensor([[0, -100]]))
 tensor([-0.6931])
 
 `dpo_loss` compares a preferred answer with a rejected one, under the model that is trained (the policy)
@@ -37,6 +39,9 @@ from mathlib._checks import BOOL, INTEGER, check_choice, check_device, check_num
 from mathlib._rows import reduced
 from mathlib._similarity import wide
 
+IGNORED = -100
+"""The label of a token that does not count, as in torch's cross_entropy and in Hugging Face's batches."""
+
 BLOCK = 2**21
 """How many logits are looked at together: 8 MB of float32, little compared with a batch of them."""
 
@@ -56,17 +61,19 @@ def sequence_log_prob(
     (``create_graph``), and under `torch.compile`, which fuses it, the formula is evaluated as it stands.
 
     Args:
-        logits: z, any scale; -inf forbids a token.
-        labels: y, each in [0, V), already shifted: label t belongs to the logits at t.
-        mask: m, True where a token counts, by default everywhere; where it is False, logits and label
-            may hold anything (-100, say) and get no gradient.
+        logits: z, any scale; -inf forbids a token (if all are forbidden where one counts, the result is NaN).
+        labels: y, each in [0, V), already shifted: label t belongs to the logits at t. Where it is -100, the token
+            does not count, as in torch's cross_entropy, whatever the mask says.
+        mask: m, True where a token counts, by default everywhere; where it is False, logits and label may hold
+            anything, NaN too, and get no gradient. The same holds where the label is -100.
 
     Returns:
-        log pi of each sequence, 0 where no token counts; float32 for half-precision logits.
+        log pi of each sequence, 0 where no token counts, -inf (with a finite gradient) if a forbidden one does; float32
+        for half-precision logits.
 
     Raises:
         TypeError: if logits are not floating-point, labels are not integers, or mask is not boolean.
-        RuntimeError: from torch, under forward-mode differentiation or vmap, or if a label that counts is not in
+        RuntimeError: from torch, under forward-mode differentiation, or if a label that counts is not in
             [0, V): values are not read; on CUDA the error surfaces later, as a device-side assertion.
 
     Source:
@@ -86,31 +93,30 @@ def sequence_log_prob(
         check_shapes(("mask", mask, "B T"), kind=BOOL, sizes=sizes)
         check_device("mask", mask, "logits", logits)
     labels = labels.long()
-    if mask is not None:
-        labels = labels.masked_fill(~mask, 0)
+    counts = labels != IGNORED if mask is None else (labels != IGNORED) & mask
+    labels = labels.masked_fill(~counts, 0)
     # a compiler would unroll the loop over blocks, and needs none
     token_log_probs = plain_token_log_probs if torch.compiler.is_compiling() else TokenLogProbs.apply
-    return token_log_probs(logits, labels, mask).sum(dim=1)
+    return token_log_probs(logits, labels, counts).sum(dim=1)
 
 
-def plain_token_log_probs(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """log softmax of the logits at each label, 0 where masked: the definition. [B, T, V], [B, T] -> [B, T]."""
-    if mask is not None:
-        logits = logits.masked_fill(~mask[:, :, None], 0.0)
+def plain_token_log_probs(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """log softmax of the logits at each label, 0 where it does not count: the definition. [B, T, V] -> [B, T]."""
+    logits = logits.masked_fill(~counts[:, :, None], 0.0)
     log_probs = wide(logits).log_softmax(dim=2).gather(2, labels[:, :, None])[:, :, 0]
-    return log_probs if mask is None else log_probs.masked_fill(~mask, 0.0)
+    return log_probs.masked_fill(~counts, 0.0)
 
 
 class TokenLogProbs(torch.autograd.Function):
     """`plain_token_log_probs` by blocks; nothing but its arguments waits for the backward pass."""
 
     @staticmethod
-    def forward(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         log_probs = torch.empty(labels.shape, dtype=sum_dtype(logits), device=logits.device)
         for block in blocks(logits):
             at_label = labels[block][:, :, None]
             log_probs[block] = torch.log_softmax(logits[block], 2, log_probs.dtype).gather(2, at_label)[:, :, 0]
-        return log_probs if mask is None else log_probs.masked_fill_(~mask, 0.0)
+        return log_probs.masked_fill_(~counts, 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -118,10 +124,10 @@ class TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels, mask = ctx.saved_tensors
+        logits, labels, counts = ctx.saved_tensors
         # A second derivative is wanted. torch.func.vjp enables gradients here too, but then no input requires one.
         if torch.is_grad_enabled() and logits.view_as(logits).requires_grad:
-            log_probs = plain_token_log_probs(logits, labels, mask)
+            log_probs = plain_token_log_probs(logits, labels, counts)
             return *torch.autograd.grad(log_probs, logits, upstream, create_graph=True), None, None
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         dtype = sum_dtype(logits)
@@ -131,11 +137,20 @@ class TokenLogProbs(torch.autograd.Function):
             rows = torch.softmax(logits[block], dim=2, dtype=dtype, out=place)
             rows.mul_(-upstream[block][:, :, None])
             rows.scatter_add_(2, labels[block][:, :, None], upstream[block][:, :, None])
-            if mask is not None:
-                clear(rows, mask[block][:, :, None])
+            clear(rows, counts[block][:, :, None])
             if place is None:
                 gradient[block] = rows
         return gradient, None, None
+
+    @staticmethod
+    def vmap(info: Any, axes: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        """A batch of batches is a longer batch."""
+        size = info.batch_size
+        batches = (
+            x.expand(size, *x.shape) if axis is None else x.movedim(axis, 0)
+            for x, axis in zip(inputs, axes, strict=True)
+        )
+        return TokenLogProbs.apply(*(x.flatten(0, 1) for x in batches)).unflatten(0, (size, -1)), 0
 
 
 def clear(rows: Tensor, keep: Tensor) -> None:
@@ -180,6 +195,14 @@ def dpo_loss(
     Each half of h is an answer's implicit reward, ``beta * (policy - reference)``; h is their margin. The
     loss sees the margin alone: it also falls while both answers grow less likely.
 
+    An answer may be impossible, its log-probability -inf. Under the policy alone, a rejected one costs nothing, and a
+    chosen one has an infinite loss with a finite gradient. Two equal infinities have no difference: it counts as 0,
+    with gradient 0, where policy and reference forbid the same answer, and where both answers gain equally infinitely.
+
+    In TRL, ``loss_type="sigmoid"`` is this loss without smoothing: there ``label_smoothing`` belongs to other losses
+    (``"robust"`` subtracts the flipped half and divides by 1 - 2 epsilon). Its ``"sigmoid_norm"`` and ``"ipo"``
+    average over tokens where this loss is given sums; for averages, divide all four by their numbers of tokens.
+
     Args:
         policy_chosen: log pi_theta(y_w | x), summed over tokens as `sequence_log_prob` does.
         policy_rejected: log pi_theta(y_l | x).
@@ -219,10 +242,16 @@ def dpo_loss(
     check_number("beta", beta, above=0)
     check_number("label_smoothing", label_smoothing, least=0, below=0.5)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
-    gain_chosen = wide(policy_chosen) - wide(reference_chosen)
-    gain_rejected = wide(policy_rejected) - wide(reference_rejected)
-    margins = beta * (gain_chosen - gain_rejected)
+    gain_chosen = difference(wide(policy_chosen), wide(reference_chosen))
+    gain_rejected = difference(wide(policy_rejected), wide(reference_rejected))
+    margins = beta * difference(gain_chosen, gain_rejected)
     losses = -F.logsigmoid(margins)  # log(sigmoid) would be -inf from -104 on
     if label_smoothing > 0:
-        losses = losses + label_smoothing * margins  # log sigma(-h) = log sigma(h) - h
+        losses = (1 - label_smoothing) * losses - label_smoothing * F.logsigmoid(-margins)
     return reduced(losses, reduction)
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, and 0 with gradient 0 where both are the same infinity."""
+    same = (a == b) & a.isinf()
+    return a.masked_fill(same, 0.0) - b.masked_fill(same, 0.0)

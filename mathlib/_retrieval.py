@@ -85,7 +85,7 @@ def search(
 ) -> tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]:
     r"""The k documents most similar to each query, exactly, by blocks of documents.
 
-    .. math:: \operatorname{top-}k_{\,d}\; q^\top d
+    .. math:: \text{top-}k_{\,d}\; q^\top d
 
     Equal scores come in the order of their index (rounding may set those of equal documents apart); which
     of several documents that tie for the last place is returned is left open. No gradient is recorded.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mathlib._checks import check_shapes, check_some
+from mathlib._checks import INTEGER, check_device, check_flag, check_shapes, check_some
 from mathlib._distributed import gathered, untraced
 from mathlib._similarity import products, tied, unit
 
@@ -37,6 +37,31 @@ def units(anchor: Tensor, positive: Tensor, negatives: Tensor | None) -> Embeddi
     return Embeddings(unit(anchor), unit(positive), None if negatives is None else unit(negatives))
 
 
+class Excluded(NamedTuple):
+    """The entries of some rows of scores that are not candidates: where a row meets its own positive, or itself, or
+    another member of its group.
+    """
+
+    first: int
+    """The number of the first row."""
+    widths: list[int]
+    """The columns begin with blocks of these widths, each of which has such entries on a diagonal."""
+    same_group: Tensor | None
+    """Where a row meets its group [R, C]; None without groups."""
+
+    def diagonals(self, matrix: Tensor) -> list[Tensor]:
+        """Views of a matrix [R, C] where a row meets its own positive, or itself."""
+        blocks = matrix[:, : sum(self.widths)].split(self.widths, dim=1)
+        return [block.diagonal(self.first) for block in blocks]
+
+    def fill_(self, matrix: Tensor, value: float) -> None:
+        """Write the value into all of these entries of a matrix [R, C]."""
+        for view in self.diagonals(matrix):
+            view.fill_(value)
+        if self.same_group is not None:
+            matrix.masked_fill_(self.same_group, value)
+
+
 class Layout(NamedTuple):
     """Who is compared with whom."""
 
@@ -48,6 +73,10 @@ class Layout(NamedTuple):
     """Further candidates: "anchor" and "positive" compare each row of these with all others of them."""
     symmetric: bool = False
     """Whether half of the loss is that of the positives, each among all anchors."""
+    groups: Tensor | None = None
+    """A label for each row: no row is compared with others of its group."""
+    negative_groups: Tensor | None = None
+    """Labels of the negatives [N] or [B, N]."""
 
     def own_negatives(self, x: Embeddings) -> bool:
         """Whether each anchor has candidates that no other anchor has."""
@@ -64,20 +93,46 @@ class Layout(NamedTuple):
     def width(self, x: Embeddings) -> int:
         """The number of scores in a row, those of the row with its own positive, or with itself, included."""
         own = x.negatives.shape[1] if x.negatives is not None and self.own_negatives(x) else 0
-        return own + sum(len(x.matrix(right)) for _, right in self.pairings(x))
+        return own + sum(x.matrix(right).shape[0] for _, right in self.pairings(x))
 
-    def excluded(self, x: Embeddings, first: int, matrix: Tensor) -> list[Tensor]:
-        """Views of a matrix [R, C] whose rows begin with row `first`: the entries that are not candidates, since there
-        a row meets its own positive, or itself.
-        """
-        widths = [len(x.matrix(right)) for left, right in self.pairings(x) if right != "negatives"]
-        return [block.diagonal(first) for block in matrix[:, : sum(widths)].split(widths, dim=1)]
+    def excluded(self, x: Embeddings, rows: slice) -> Excluded:
+        """What is not a candidate among the scores of some rows."""
+        widths = [x.matrix(right).shape[0] for _, right in self.pairings(x) if right != "negatives"]
+        return Excluded(rows.start, widths, self.same_group(x, rows))
+
+    def same_group(self, x: Embeddings, rows: slice) -> Tensor | None:
+        """Where the rows meet others of their group [R, C]; None without groups."""
+        if self.groups is None:
+            return None
+        own = self.groups[rows, None]
+        parts = [own == self.groups for _, right in self.pairings(x) if right != "negatives"]
+        if x.negatives is not None and self.negative_groups is not None:
+            labels = self.negative_groups[rows] if self.own_negatives(x) else self.negative_groups.flatten()
+            parts.append(own == labels)
+        elif x.negatives is not None:
+            count = x.negatives.shape[1] if self.own_negatives(x) else x.matrix("negatives").shape[0]
+            parts.append(torch.zeros(own.shape[0], count, dtype=torch.bool, device=own.device))
+        return torch.cat(parts, dim=1)
 
 
-def scored(layout: Layout, x: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores of all rows: the positive's [B], the candidates' [B, C], and where these are -inf since the row
-    meets its own positive or itself [B, C].
-    """
+def layout_of(
+    rows: int,
+    in_batch: bool,
+    groups: Tensor | None,
+    negative_groups: Tensor | None,
+    contrast_anchors: bool,
+    contrast_positives: bool,
+    symmetric: bool = False,
+) -> Layout:
+    """The layout that a loss's options ask for, with labels of its own: the backward pass may ask for them again."""
+    contrasts = (("anchor", contrast_anchors), ("positive", contrast_positives))
+    among = tuple(name for name, flag in contrasts if flag)
+    labels = (None if x is None else x.detach().clone() for x in (groups, negative_groups))
+    return Layout(rows, in_batch, among, symmetric, *labels)
+
+
+def scored(layout: Layout, x: Embeddings) -> tuple[Tensor, Tensor]:
+    """The scores of all rows: the positive's [B], and the candidates' [B, C], -inf at what is not a candidate."""
     a = x.anchor[: layout.rows]
     pairs = layout.pairings(x)
     blocks = [products(getattr(x, left)[: layout.rows], x.matrix(right)) for left, right in pairs]
@@ -85,21 +140,15 @@ def scored(layout: Layout, x: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
     if x.negatives is not None and layout.own_negatives(x):
         blocks.append(products(a[:, None], x.negatives)[:, 0])
     scores = torch.cat(blocks, dim=1)
-    itself = torch.zeros_like(scores, dtype=torch.bool)
-    for view in layout.excluded(x, 0, itself):
-        view.fill_(True)
-    return positive_scores, scores.masked_fill(itself, -torch.inf), itself
+    gone = torch.zeros_like(scores, dtype=torch.bool)
+    layout.excluded(x, slice(0, layout.rows)).fill_(gone, True)
+    return positive_scores, scores.masked_fill(gone, -torch.inf)
 
 
 def weighted(
-    positive_scores: Tensor,
-    candidate_scores: Tensor,
-    itself: Tensor | None,
-    rules: list[Rule],
-    features: int,
-    out: Tensor | None = None,
+    positive_scores: Tensor, candidate_scores: Tensor, rules: list[Rule], features: int, out: Tensor | None = None
 ) -> Tensor | None:
-    """The product of the rules' weights, 1 where the candidate is the row's own positive (or the row itself)."""
+    """The product of the rules' weights; where the score is -inf a rule may have answered anything."""
     weights: Tensor | None = None
     with torch.no_grad():
         if rules:
@@ -111,7 +160,7 @@ def weighted(
                 raise ValueError(f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}")
             given = given.to(candidate_scores.dtype)
             weights = given if weights is None else weights * given
-        return weights if weights is None or itself is None else weights.masked_fill(itself, 1.0)
+    return weights
 
 
 def relative_logits(
@@ -121,9 +170,11 @@ def relative_logits(
     # the difference first: at temperature 1e-3 the quotients have lost the digits that matter
     gone = candidate_scores == -torch.inf
     logits = (candidate_scores.masked_fill(gone, 0.0) - positive_scores[:, None]) / temperature
-    # -inf only now: divided by a temperature that learns, it would give that one the gradient 0 * inf
-    logits = logits.masked_fill(gone, -torch.inf)
-    return logits if weights is None else logits + weights.detach().to(logits.dtype).log()
+    # -inf only at the end: divided by a temperature that learns, it would give that one the gradient 0 * inf, and a
+    # rule may have given it any weight
+    if weights is not None:
+        logits = logits + weights.detach().to(logits.dtype).log()
+    return logits.masked_fill(gone, -torch.inf)
 
 
 def row_losses(
@@ -150,18 +201,22 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
 
 
 def all_candidates(
-    anchor: Tensor, positive: Tensor, negatives: Tensor | None, in_batch: bool, anchors: bool
-) -> Embeddings:  # pragma: no cover - distributed, no mutate block
-    """The three with all ranks' rows of each that others may have as candidates, own rows first."""
-    if negatives is not None and in_batch:
-        negatives = negatives.flatten(0, -2)
-    shared = {"anchor": anchor} if anchors else {}
-    if in_batch:
-        shared["positive"] = positive
-    if negatives is not None and negatives.ndim == 2:
-        shared["negatives"] = negatives
+    given: Embeddings, layout: Layout, anchors: bool
+) -> tuple[Embeddings, Layout]:  # pragma: no cover - distributed, no mutate block
+    """Both with all ranks' rows of each that others may have as candidates, own rows first."""
+    shared = {"anchor": given.anchor} if anchors else {}
+    if layout.in_batch:
+        shared["positive"] = given.positive
+    if given.negatives is not None and (layout.in_batch or given.negatives.ndim == 2):
+        shared["negatives"] = given.matrix("negatives")
     found = dict(zip(shared, untraced(gathered)(*shared.values()), strict=True))
-    return Embeddings(anchor, positive, negatives)._replace(**found)
+    if layout.groups is not None:
+        with torch.no_grad():
+            labels = {"groups": layout.groups}
+            if layout.negative_groups is not None and "negatives" in shared:
+                labels["negative_groups"] = layout.negative_groups.flatten()
+            layout = layout._replace(**dict(zip(labels, untraced(gathered)(*labels.values()), strict=True)))
+    return given._replace(**found), layout
 
 
 def check_embeddings(
@@ -177,7 +232,30 @@ def check_embeddings(
     return sizes
 
 
-def check_any_negatives(negatives: Tensor | None, in_batch: bool) -> None:
-    """Raise if an anchor could have no candidates but its positive, whatever the batch."""
+def check_candidates(
+    sizes: dict[str, int],
+    anchor: Tensor,
+    negatives: Tensor | None,
+    in_batch: bool,
+    groups: Tensor | None,
+    negative_groups: Tensor | None,
+    contrast_anchors: bool,
+    contrast_positives: bool,
+) -> None:
+    """Raise unless the options that say who is a candidate fit together and fit embeddings of these sizes."""
+    check_flag("in_batch", in_batch)
     if not in_batch and (negatives is None or negatives.shape[-2] == 0):
         raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
+    for name, flag in (("contrast_anchors", contrast_anchors), ("contrast_positives", contrast_positives)):
+        check_flag(name, flag)
+        if flag and not in_batch:
+            raise ValueError(f"{name} must be False when in_batch is False")
+    if groups is not None:
+        check_shapes(("groups", groups, "B"), kind=INTEGER, sizes=sizes)
+        check_device("groups", groups, "anchor", anchor)
+    if negative_groups is not None:
+        if negatives is None or groups is None:
+            raise ValueError("negative_groups must be given together with negatives and groups only")
+        shape = "N" if negatives.ndim == 2 else "B N"
+        check_shapes(("negative_groups", negative_groups, shape), kind=INTEGER, sizes=sizes)
+        check_device("negative_groups", negative_groups, "anchor", anchor)

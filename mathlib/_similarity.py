@@ -13,6 +13,9 @@ tensor([[1.0000, 0.7071],
         [0.0000, 0.7071]])
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -128,8 +131,14 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     Scores are divided by temperatures down to 1e-3: a bfloat16 product, good to 2 decimals, would
     leave nothing of their differences.
     """
-    with torch.autocast(a.device.type, enabled=False):
+    with no_autocast(a):
         return a @ b.mT
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on x's device, if it has any: "meta" has none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def tied(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:

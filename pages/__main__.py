@@ -1,4 +1,4 @@
-"""The site's command line: python -m pages check | execute | evidence (`jupyter-book build` builds the book).
+"""What the site needs besides `jupyter-book build .`: python -m pages check | execute | evidence.
 
 Each command exits with 1 and says where when something is wrong.
 """
@@ -7,31 +7,31 @@ import argparse
 import sys
 from pathlib import Path
 
-from pages.check import check
-from pages.execute import execute, write_evidence
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pages", description="Prove and renew the book.")
+    root = Path(__file__).parents[1]
+    parser = argparse.ArgumentParser(prog="python -m pages", description="Prove the built book; renew what it stores.")
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {
-        "check": "assert that each page is built, has content, and loads nothing from outside",
-        "execute": "run the chapters again in place, then write what `evidence` writes",
-        "evidence": "write the tables of evidence and status, and README's picture, from what the chapters store",
-    }
-    command = {name: commands.add_parser(name, help=text) for name, text in helps.items()}
-    command["check"].add_argument("--output", type=Path, default=Path("_build"), help="the book is in OUTPUT/html")
-    command["execute"].add_argument("chapters", nargs="*", help="e.g. 01_infonce; all by default")
+    command = commands.add_parser("check", help="assert that each page is there with text, and that links resolve")
+    command.add_argument("--output", type=Path, default=root / "_build", help="the book is in OUTPUT/html")
+    command = commands.add_parser("execute", help="run the chapters again in place, then write what `evidence` writes")
+    command.add_argument("chapters", nargs="*", help="e.g. 01_infonce; all by default")
+    commands.add_parser("evidence", help="write the pages and the picture made of what the chapters store")
     options = parser.parse_args()
 
-    root = Path(__file__).parents[1]
-    problems = []
+    # each command with its own libraries: the chapters' take seconds to import
     if options.command == "check":
+        from pages.check import check
+
         problems = check(root, options.output.resolve())
     elif options.command == "execute":
+        from pages.execute import execute
+
         problems = execute(root, options.chapters)
     else:
-        write_evidence(root)
+        from pages.generate import generate
+
+        problems = generate(root)
     if problems:
         sys.exit("\n".join(["", *problems]))
 

@@ -1,9 +1,11 @@
-"""Run the chapters again, store what they print, and write the pages that are made from it."""
+"""Run the chapters again; store what they print, when they were run, how long it took and with which versions."""
 
 import hashlib
 import json
-import re
+import platform
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from nbclient import NotebookClient
@@ -11,27 +13,24 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import v4, validate
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from mathlib.book import evidence
-from pages import status
+from pages.generate import KEY, generate
 
 CELL_SECONDS = 60
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "networkx", "matplotlib")
 
 
 def execute(root: Path, names: list[str]) -> list[str]:
-    """Run the chapters again, each in a new kernel, and store what they print; the problems, or []."""
-    notebooks = [root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml")]
+    """Run the chapters again, each in a new kernel, and renew what is made of them; the problems, or []."""
+    first, *others = (root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml"))
     # the first page sums up what the others measured
-    notebooks = [path for path in [*notebooks[1:], notebooks[0]] if path.exists()]
-    stems = [path.stem for path in notebooks]
+    notebooks = {path.stem: path for path in [*others, first] if path.exists()}
     for name in names:
-        if Path(name).stem not in stems:
-            return [f"a chapter must be one of {', '.join(stems)}, was {name}"]
-    wanted = {Path(name).stem for name in names} or set(stems)
-
-    for path in notebooks:
-        if path.stem in wanted and (problem := execute_notebook(path)):
+        if name not in notebooks:
+            return [f"a chapter must be one of {', '.join(notebooks)}, was {name}"]
+    for stem, path in notebooks.items():
+        if (not names or stem in names) and (problem := execute_notebook(path)):
             return [problem]
-    write_evidence(root)
+    generate(root)
     return []
 
 
@@ -41,7 +40,12 @@ def execute_notebook(path: Path) -> str | None:
     notebook = v4.reads(before)
     normalise(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    stored = [json.dumps(cell.outputs, sort_keys=True) for cell in code]
+    stored = [cell.outputs for cell in code]
+    begun = []
+
+    def begin(cell, cell_index):
+        begun.append(cell)
+        print(f"\r{path.stem}: cell {len(begun)} of {len(code)}", end="", flush=True)
 
     client = NotebookClient(
         notebook,
@@ -50,34 +54,29 @@ def execute_notebook(path: Path) -> str | None:
         extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # how a run's prints are cut into messages is chance
+        on_cell_execute=begin,
         resources={"metadata": {"path": str(path.parent)}},
     )
     started = time.perf_counter()
-    number = 0
-    with client.setup_kernel():
-        for index, cell in enumerate(notebook.cells):
-            if cell.cell_type != "code":
-                continue
-            number += 1
-            print(f"\r{path.stem}: cell {number} of {len(code)}", end="", flush=True)
-            try:
-                client.execute_cell(cell, index, execution_count=number)
-            except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-                print()
-                return f"{path}: code cell {number} failed, and the file was left as it was.\n\n{error}"
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        print()
+        return f"{path}: code cell {len(begun)} failed, and the file was left as it was.\n\n{error}"
     seconds = time.perf_counter() - started
     print(f"\r{path.stem}: {len(code)} cells, {seconds:.1f} s")
 
     normalise(notebook)
     validate(notebook)
-    known = notebook.metadata.get(status.KEY, {}).get("code") == status.code(notebook)
+    known = notebook.metadata.get(KEY, {}).get("code") == digest(notebook)
     for number, (old, cell) in enumerate(zip(stored, code, strict=True), start=1):
-        if old != json.dumps(cell.outputs, sort_keys=True):
+        if old != cell.outputs:
             known = False
             first_line = cell.source.strip().partition("\n")[0]
             print(f"  the output of code cell {number} changed: {first_line}")
     if not known:
-        notebook.metadata[status.KEY] = status.record(notebook, seconds)
+        notebook.metadata[KEY] = record(notebook, seconds)
     after = v4.writes(notebook).rstrip("\n") + "\n"
     if after != before:
         path.write_text(after, encoding="utf-8", newline="\n")
@@ -87,11 +86,7 @@ def execute_notebook(path: Path) -> str | None:
 def normalise(notebook) -> None:
     """Take out what differs between two runs of the same code, or between two editors."""
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["kernelspec"] = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     # The lexer is named because myst-nb colours nothing without it; versions are not.
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     notebook.nbformat_minor = 5
@@ -101,39 +96,22 @@ def normalise(notebook) -> None:
             cell["id"] = hashlib.sha256(f"{index} {cell.source}".encode()).hexdigest()[:8]
         for key in ("execution", "ExecuteTime", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
-        if cell.cell_type != "code":
-            continue
-        outputs = []
-        for output in cell.outputs:
+        for output in cell.get("outputs", []):
             if "text/html" in output.get("data", {}):
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
-            # How a run's prints are cut into messages is chance.
-            if outputs and output.output_type == "stream" == outputs[-1].output_type:
-                if outputs[-1].name == output.name:
-                    outputs[-1]["text"] += output.text
-                    continue
-            outputs.append(output)
-        cell["outputs"] = outputs
 
 
-def write_evidence(root: Path) -> None:
-    """Write the files that are made from the chapters' stored outputs."""
-    made = {
-        root / "chapters" / "evidence.md": evidence.table(root / "chapters"),
-        root / "chapters" / "status.md": status.table(root / "chapters"),
-        root / "pages" / "_static" / "readme.svg": readme_picture(root),
+def digest(notebook) -> str:
+    """A digest of the code cells: was it this code that ran?"""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def record(notebook, seconds: float) -> dict:
+    """What the notebook keeps of a run that ended just now: its date moves only when the code or an output does."""
+    return {
+        "code": digest(notebook),
+        "executed": datetime.now(UTC).date().isoformat(),
+        "seconds": round(seconds, 1),
+        "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-    for path, text in made.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"wrote {path.relative_to(root)}")
-
-
-def readme_picture(root: Path) -> str:
-    """The last frame of the first page's figure, in colours that stand on any background."""
-    text = (root / "chapters" / "index.ipynb").read_text(encoding="utf-8")
-    outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
-    html = "".join(next(o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})))
-    svg = re.findall(r"<svg .*?</svg>", html, re.DOTALL)[-1]
-    svg = svg.replace("currentColor", "#767676").replace("var(--paper)", "none")
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
-    return svg.replace("<svg ", f"<svg {names} ", 1) + "\n"

@@ -18,16 +18,42 @@ LAYOUTS = {
     "own": ((5, 2, 3), False, False),
 }
 
+GROUPS = [1, 0, 1, 1, 2]
+# and with the further options that say who is a candidate; the one that is alone in its group keeps all
+FURTHER = {
+    "batch in groups": (None, True, False, {"groups": GROUPS}),
+    "batch in groups, both directions": (None, True, True, {"groups": GROUPS}),
+    "batch and pool in groups": ((3, 3), True, True, {"groups": GROUPS, "negative_groups": [0, 1, 2]}),
+    "batch and pool, some in groups": ((3, 3), True, False, {"groups": GROUPS}),
+    "own in groups": (
+        (5, 2, 3),
+        False,
+        False,
+        {"groups": GROUPS, "negative_groups": [[1, 0], [1, 0], [2, 2], [2, 0], [1, 1]]},
+    ),
+    "batch and anchors, both directions": (None, True, True, {"contrast_anchors": True}),
+    "batch, positives and every anchor's own": ((5, 2, 3), True, False, {"contrast_positives": True}),
+    "batch, anchors and positives in groups": (
+        None,
+        True,
+        False,
+        {"contrast_anchors": True, "contrast_positives": True, "groups": GROUPS},
+    ),
+}
+
 
 def batch(normal, layout, seed=0, dtype=torch.float64):
     """Five anchors, positives and negatives of 3 features, and the options that say how they are used.
 
     Blocks of them, of 2 rows and of 3, differ in length.
     """
-    shape, in_batch, symmetric = LAYOUTS[layout]
+    shape, in_batch, symmetric, *further = (LAYOUTS | FURTHER)[layout]
     negatives = None if shape is None else normal(seed + 2, *shape, dtype=dtype)
     tensors = [normal(seed, 5, 3, dtype=dtype), normal(seed + 1, 5, 3, dtype=dtype), negatives]
-    return tensors, {"in_batch": in_batch, "symmetric": symmetric}
+    options = {"in_batch": in_batch, "symmetric": symmetric}
+    for name, value in further[0].items() if further else ():
+        options[name] = torch.tensor(value, device=tensors[0].device) if isinstance(value, list) else value
+    return tensors, options
 
 
 def dot(a, b):
@@ -45,27 +71,43 @@ def row_loss(s_p, scores, weights, temperature):
     return -math.log(math.exp(s_p / temperature) / (math.exp(s_p / temperature) + others))
 
 
-def candidates_of(b, positive, negatives, in_batch):
-    """Whom anchor b is compared with."""
-    found = [p for i, p in enumerate(positive) if i != b] if in_batch else []
-    if negatives is not None and isinstance(negatives[0][0], float):
-        found += negatives
-    elif negatives is not None:
-        found += [n for i, own in enumerate(negatives) if in_batch or i == b for n in own]
-    return found
-
-
-def info_nce_by_hand(
-    anchor, positive, negatives, in_batch, symmetric, weigh=lambda s_p, scores: [1.0] * len(scores), temperature=0.3
+def scores_of(
+    b,
+    anchor,
+    positive,
+    negatives,
+    in_batch,
+    contrast_anchors=False,
+    contrast_positives=False,
+    groups=None,
+    negative_groups=None,
 ):
-    """Each anchor's loss; weigh(s_p, scores) are the weights of a row."""
+    """The cosines of row b with all its candidates."""
+    others = [c for c in range(len(anchor)) if c != b and (groups is None or groups[c] != groups[b])]
+    found = [cosine(anchor[b], positive[c]) for c in others] if in_batch else []
+    for x in [anchor] * contrast_anchors + [positive] * contrast_positives:
+        found += [cosine(x[b], x[c]) for c in others]
+    if negatives is None:
+        return found
+    if isinstance(negatives[0][0], float):
+        labels = [None] * len(negatives) if negative_groups is None else negative_groups
+        labelled = list(zip(negatives, labels, strict=True))
+    else:
+        rows = range(len(anchor)) if in_batch else [b]
+        labels = [[None] * len(own) for own in negatives] if negative_groups is None else negative_groups
+        labelled = [pair for c in rows for pair in zip(negatives[c], labels[c], strict=True)]
+    return found + [cosine(anchor[b], n) for n, label in labelled if label is None or label != groups[b]]
+
+
+def info_nce_by_hand(anchor, positive, negatives, in_batch, symmetric=False, weigh=None, temperature=0.3, **options):
+    """Each anchor's loss; weigh(s_p, scores) are the weights of a row, options those of scores_of."""
     losses = []
     for b, a in enumerate(anchor):
-        s_p = cosine(a, positive[b])
-        scores = [cosine(a, candidate) for candidate in candidates_of(b, positive, negatives, in_batch)]
-        losses.append(row_loss(s_p, scores, weigh(s_p, scores), temperature))
+        s_p, scores = cosine(a, positive[b]), scores_of(b, anchor, positive, negatives, in_batch, **options)
+        weights = weigh(s_p, scores) if weigh else [1.0] * len(scores)
+        losses.append(row_loss(s_p, scores, weights, temperature))
     if symmetric:
-        backward = info_nce_by_hand(positive, anchor, None, True, False, weigh, temperature)
+        backward = info_nce_by_hand(positive, anchor, None, True, False, weigh, temperature, **options)
         losses = [(x + y) / 2 for x, y in zip(losses, backward, strict=True)]
     return losses
 

@@ -1,6 +1,7 @@
 import inspect
 import math
 import runpy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from by_hand import DTYPES, HALVES
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.testing import assert_close
 
 from mathlib import MultiHeadAttention, attention
@@ -101,13 +104,17 @@ def test_two_heads_by_hand(device):
 
 
 def loop_attention(query, key, value, keep, added, scale):
-    """Rows of weights and of outputs."""
+    """Rows of weights and of outputs; scores are fractions, from which their maximum is taken without rounding."""
     all_weights, outputs = [], []
     for i, q in enumerate(query):
-        exps = [
-            math.exp(scale * math.fsum(a * b for a, b in zip(q, k, strict=True)) + added[i][j]) if keep[i][j] else 0.0
+        scores = [
+            Fraction(scale * math.fsum(a * b for a, b in zip(q, k, strict=True))) + Fraction(added[i][j])
+            if keep[i][j] and added[i][j] > -math.inf
+            else None
             for j, k in enumerate(key)
         ]
+        most = max((score for score in scores if score is not None), default=0)
+        exps = [0.0 if score is None else math.exp(max(score - most, -1000)) for score in scores]
         total = math.fsum(exps)
         weights = [e / total if total else 0.0 for e in exps]
         all_weights.append(weights)
@@ -135,6 +142,75 @@ def test_attention_is_the_loop(normal, kind, is_causal, scale, queries, keys):
     assert_close(attention(query, key, value, **options), expected[0], rtol=1e-6, atol=1e-6)
     ours = attention(query, key, value, **options, return_weights=True)
     assert_close(list(ours), expected, rtol=1e-6, atol=1e-6)
+
+
+def loop_gradients(query, key, value, weights, upstream, scale):
+    """Of query, key, value and an added mask, with d score_ij = w_ij (g_i v_j - sum_k w_ik g_i v_k)."""
+    products = [[math.fsum(a * b for a, b in zip(g, v, strict=True)) for v in value] for g in upstream]
+    means = [math.fsum(w * x for w, x in zip(*row, strict=True)) for row in zip(weights, products, strict=True)]
+    scores = [
+        [w * (x - mean) for w, x in zip(row, products_row, strict=True)]
+        for row, products_row, mean in zip(weights, products, means, strict=True)
+    ]
+
+    def mixed(matrix, rows, factor=1.0):
+        columns = zip(*rows, strict=True)
+        columns = [[factor * x for x in column] for column in columns]
+        return [[math.fsum(m * x for m, x in zip(row, column, strict=True)) for column in columns] for row in matrix]
+
+    transposed = [list(column) for column in zip(*scores, strict=True)]
+    to_value = mixed([list(column) for column in zip(*weights, strict=True)], upstream)
+    return mixed(scores, key, scale), mixed(transposed, query, scale), to_value, scores
+
+
+def huge_masks(normal, dtype):
+    """Rows of additive masks whose numbers are as low and as high as the dtype has them, or as practice does."""
+    low, high, gone = torch.finfo(dtype).min, torch.finfo(dtype).max, -math.inf
+    lower = low / 2 if dtype == torch.float16 else -1e9
+    rows = torch.tensor(
+        [
+            [low] * 5,
+            [lower] * 5,
+            [high] * 5,
+            [low, 0.0, 1.0, low, low],
+            [high, low, high, gone, 0.0],
+            [gone, low, gone, low, low],
+            [lower, lower, low, gone, lower],
+            [-300.0, -299.0, -301.5, -298.0, 300.0],
+            [-1000.0, -1002.0, -1004.0, gone, -990.0],
+            [gone] * 5,
+        ],
+        dtype=torch.float64,
+        device=normal(0, 1).device,
+    )
+    return torch.cat([rows, -3e4 + 100 * normal(7, 1, 5)]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_causal
+@both_paths
+def test_an_added_mask_may_be_as_low_and_as_high_as_numbers_are(normal, dtype, is_causal, return_weights):
+    mask = huge_masks(normal, dtype).requires_grad_()
+    tensors = [x.requires_grad_() for x in (normal(i, n, 4, dtype=dtype) for i, n in enumerate((11, 5, 5)))]
+    upstream = normal(3, 11, 4, dtype=dtype)
+    lists = [x.tolist() for x in tensors]
+    keep = [[not is_causal or j <= i for j in range(5)] for i in range(11)]
+    outputs, weights = loop_attention(*lists, keep, mask.tolist(), 1 / 2)
+    gradients = loop_gradients(*lists, weights, upstream.tolist(), 1 / 2)
+
+    ours = attention(*tensors, mask=mask, is_causal=is_causal, return_weights=return_weights)
+    if return_weights:
+        ours, our_weights = ours
+        expected = torch.tensor(weights, dtype=torch.float64, device=mask.device)
+        assert_close(our_weights.double(), expected, **near(dtype))
+    found = [ours.detach(), *torch.autograd.grad(ours, (*tensors, mask), upstream)]
+    for x, expected in zip(found, (outputs, *gradients), strict=True):
+        assert_close(x.double(), torch.tensor(expected, dtype=torch.float64, device=x.device), **near(dtype))
+
+
+def near(dtype):
+    eps = max(torch.finfo(dtype).eps, 1e-15)
+    return {"rtol": 8 * eps, "atol": 16 * eps}
 
 
 def test_the_loop_to_all_digits(normal):
@@ -255,13 +331,75 @@ def test_without_weights_a_fused_kernel_is_called_with_views_alone(normal, leadi
     assert given_causal == (is_causal and mask is None)
     assert given_mask is None if mask is None else given_mask.ndim == 4
     if leading != "three axes":
-        assert [x.data_ptr() for x in called] == [x.data_ptr() for x in tensors]
-        if mask is not None:
+        # what a mask removes is cleared in a copy, of what a tensor holds and not of what it broadcasts to
+        assert [x.untyped_storage().nbytes() for x in called] == [x.untyped_storage().nbytes() for x in tensors]
+        if mask is None:
+            assert [x.data_ptr() for x in called] == [x.data_ptr() for x in tensors]
+        else:
             assert given_mask.numel() == mask.numel()
-            assert is_causal or given_mask.data_ptr() == mask.data_ptr()
+            assert is_causal or kind == "added" or given_mask.data_ptr() == mask.data_ptr()
     assert "FlashAttention" in str(kernel(*called).grad_fn) or attended.device.type != "cpu"
     attention(*tensors, mask=mask, is_causal=is_causal, return_weights=True)
     assert not calls
+
+
+GROUPED_MASKS = [None, (4, 5), (4, 1), (6, 4, 5), (6, 1, 5), (3, 1, 1, 5), (3, 6, 4, 5), (1, 6, 1, 5)]
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("batches", [(3, 3), (3, 1), (1, 3)], ids=["both", "one of keys", "one of queries"])
+@pytest.mark.parametrize("shape", GROUPED_MASKS)
+@each_causal
+@both_paths
+def test_grouped_queries_agree_with_torch(normal, groups, batches, shape, is_causal, return_weights):
+    sizes = [(batches[0], 6, 4, 8), (batches[1], groups, 5, 8), (batches[1], groups, 5, 7)]
+    tensors = [normal(seed, *size).requires_grad_() for seed, size in enumerate(sizes)]
+    causal = torch.ones(4, 5, dtype=torch.bool, device=tensors[0].device).tril()
+    given = (
+        [None]
+        if shape is None
+        else [normal(3, *shape) > -0.3, normal(4, *shape).masked_fill(normal(3, *shape) < 0, -math.inf)]
+    )
+    # as torch repeats heads: each of them in turn, 6 / groups times
+    full = [x.expand(3, *x.shape[1:]) for x in tensors]
+    full[1:] = [x.repeat_interleave(6 // groups, dim=1) for x in full[1:]]
+    for mask in given:
+        if shape is not None and len(shape) == 4 and shape[0] == 3:
+            mask[0, ..., 1] = False if mask.dtype == torch.bool else -math.inf  # a key that nobody attends to
+        allowed = mask
+        if is_causal:
+            floats = mask is not None and mask.is_floating_point()
+            allowed = causal if mask is None else mask.masked_fill(~causal, -math.inf) if floats else mask & causal
+        ours = attention(*tensors, mask=mask, is_causal=is_causal, return_weights=return_weights)
+        if return_weights:
+            ours, weights = ours
+            assert weights.shape == (3, 6, 4, 5)
+            assert_close(weights @ full[2], ours)
+        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+            theirs = F.scaled_dot_product_attention(*full, attn_mask=allowed)
+            if batches == (3, 3):
+                grouped = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, enable_gqa=True)
+                assert_close(grouped, theirs)
+        assert_close(values_and_gradients(ours, tensors), values_and_gradients(theirs, tensors))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_that_several_queries_share_are_not_repeated_for_the_fused_kernel(normal, monkeypatch, masked):
+    calls = []
+
+    def spy(*tensors, **options):
+        calls.append((tensors, options))
+        return kernel(*tensors, **options)
+
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    query, key = normal(0, 3, 6, 4, 8), normal(1, 3, 2, 5, 8)
+    mask = normal(2, 3, 6, 4, 5) > 0 if masked else None
+    attention(query, key, key, mask=mask)
+    ((tensors, options),) = calls
+    assert [x.shape for x in tensors] == [query.shape, key.shape, key.shape] and options["enable_gqa"]
+    attention(query, key[:, :1], key[:, :1], mask=mask)  # one head for all needs no groups: it is expanded
+    assert [x.stride(1) for x in calls[1][0][1:]] == [0, 0]
 
 
 def pair_of_layers(device, bias=True, dtype=torch.float64, d_model=8, num_heads=2):
@@ -333,6 +471,56 @@ def test_the_layer_has_a_bias_unless_told_not_to():
     assert layer.in_proj_bias is None and layer.out_proj.bias is None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_built_without_numbers_draws_those_of_construction(bias):
+    torch.manual_seed(3)
+    expected = MultiHeadAttention(8, 2, bias=bias)
+    with torch.device("meta"):
+        layer = MultiHeadAttention(8, 2, bias=bias)
+    assert all(x.is_meta for x in layer.parameters())
+    layer.to_empty(device="cpu")
+    for x in layer.parameters():
+        nn.init.constant_(x, math.nan)
+    torch.manual_seed(3)
+    layer.reset_parameters()
+    assert_close(dict(layer.state_dict()), dict(expected.state_dict()), rtol=0, atol=0)
+
+
+def test_nor_does_it_matter_in_which_order_a_models_modules_draw_their_own():
+    # as torch.distributed.fsdp does
+    for order in (list, reversed):
+        layer = MultiHeadAttention(64, 2)
+        for x in layer.parameters():
+            nn.init.constant_(x, math.nan)
+        for module in order(list(layer.modules())):
+            module.reset_parameters()
+        assert (layer.in_proj_bias == 0).all() and (layer.out_proj.bias == 0).all()
+        # uniform up to sqrt(6 / (rows + columns)), and up to 1 / sqrt(columns)
+        for x, bound in ((layer.in_proj_weight, math.sqrt(6 / 256)), (layer.out_proj.weight, 1 / 8)):
+            assert 0.95 * bound < x.abs().max() <= bound
+            assert x.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
+def test_a_sharded_layer_draws_those_of_construction():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    with torch.device("meta"):
+        layer = MultiHeadAttention(8, 2)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        layer.to_empty(device="cpu")
+        torch.manual_seed(3)
+        layer.reset_parameters()
+        drawn = [x.full_tensor() for x in layer.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.manual_seed(3)
+    assert_close(drawn, [x.detach() for x in MultiHeadAttention(8, 2).parameters()], rtol=0, atol=0)
+
+
 # What must hold for all inputs
 
 seeds = st.integers(0, 2**32)
@@ -374,6 +562,15 @@ def test_a_shift_of_all_scores_of_a_query_changes_nothing(normal, seed, return_w
     # as does the same vector added to all keys
     moved = output(query, key + shift[0, 0] / 100, value, mask=mask, return_weights=return_weights)
     assert_close(moved, once)
+
+
+@given(seeds, st.integers(-(2**40), 2**40), st.booleans())
+def test_nor_does_one_of_the_mask_however_large(normal, seed, shift, return_weights):
+    # sums of eighths and whole numbers below 2^40, which float64 holds exactly
+    query, key, value = (x.requires_grad_() for x in triple(normal, seed))
+    mask = (8 * normal(seed + 3, 4, 5)).round() / 8
+    once, again = (output(query, key, value, mask=m, return_weights=return_weights) for m in (mask, mask + shift))
+    assert_close(*(values_and_gradients(x, (query, key, value)) for x in (once, again)), rtol=1e-12, atol=1e-12)
 
 
 @given(seeds, st.booleans(), st.booleans())
@@ -431,6 +628,83 @@ def test_if_nothing_is_left_at_all_everything_is_0(normal, dtype, kind, return_w
     mask = masks(normal, 4, 5, dtype=dtype)[kind][2:3]
     for x in values_and_gradients(output(*tensors, mask=mask, return_weights=return_weights), tensors):
         assert_close(x, torch.zeros_like(x), rtol=0, atol=0)
+
+
+UNREAD = [math.nan, math.inf, -math.inf, 1e30]
+each_unread = pytest.mark.parametrize("number", UNREAD)
+
+
+def with_numbers_that_nobody_may_read(tensors, mask, number):
+    """Copies in which number stands at each query that may attend to nothing and at each key to which nothing may."""
+    allowed = mask if mask.dtype == torch.bool else mask > -math.inf
+    whole = [x.detach().clone() for x in tensors]
+    whole[0][~allowed.any(-1).expand(whole[0].shape[:-1])] = number
+    for x in whole[1:]:
+        x[~allowed.any(-2).expand(x.shape[:-1])] = number
+    assert all((x != y.detach()).any() for x, y in zip(whole, tensors, strict=True))
+    return [x.requires_grad_() for x in whole]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_unread
+@pytest.mark.parametrize("kind", ["boolean", "added", "padding"])
+@each_causal
+@both_paths
+def test_what_a_mask_removes_cannot_matter(normal, dtype, number, kind, is_causal, return_weights):
+    tensors = leaves(normal, "batch and heads", dtype=dtype)
+    mask = masks(normal, 2, 3, 4, 5, dtype=dtype)["added" if kind == "added" else "boolean"]
+    forbid = -math.inf if kind == "added" else False
+    mask[0, 1, :, 1] = mask[1, :, :, 3] = forbid
+    if kind == "padding":
+        mask = torch.tensor([[True, False, True, True, False], [False] * 5], device=mask.device)[:, None, None]
+    unread = with_numbers_that_nobody_may_read(tensors, mask, number)
+    options = {"mask": mask, "is_causal": is_causal, "return_weights": return_weights}
+    expected = values_and_gradients(output(*tensors, **options), tensors)
+    assert all(x.isfinite().all() for x in expected)
+    assert_close(values_and_gradients(output(*unread, **options), unread), expected)
+    if return_weights:
+        assert_close(*(attention(*x, **options)[1] for x in (unread, tensors)))
+
+
+@each_unread
+@both_paths
+def test_nor_can_keys_after_the_last_query_where_order_is_causal(normal, number, return_weights):
+    tensors = leaves(normal, "batch and heads", L=3, S=5)
+    unread = [x.detach().clone() for x in tensors]
+    for x in unread[1:]:
+        x[..., 3:, :] = number
+    unread = [x.requires_grad_() for x in unread]
+    ours, expected = (output(*x, is_causal=True, return_weights=return_weights) for x in (unread, tensors))
+    assert_close(values_and_gradients(ours, unread), values_and_gradients(expected, tensors))
+
+
+@each_unread
+@both_paths
+def test_a_shared_key_is_cleared_where_none_of_those_that_share_it_may_attend_to_it(normal, number, return_weights):
+    # one sequence of keys for a batch of two, two heads of them for four of queries
+    query, key = normal(0, 2, 4, 3, 8).requires_grad_(), normal(1, 1, 2, 5, 8).requires_grad_()
+    mask = torch.ones(2, 4, 3, 5, dtype=torch.bool, device=key.device)
+    mask[:, :2, :, 1] = False  # the first of the two
+    mask[0, :, :, 3] = False  # the other sequence reads it
+    unread = key.detach().clone()
+    unread[:, 0, 1] = number
+    unread.requires_grad_()
+    ours, expected = (output(query, k, k, mask=mask, return_weights=return_weights) for k in (unread, key))
+    found = values_and_gradients(ours, (query, unread))
+    assert_close(found, values_and_gradients(expected, (query, key)))
+    assert (found[2][:, :, 3] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["boolean", "added"])
+@both_paths
+def test_a_query_that_may_attend_to_what_is_no_number_gets_none(normal, kind, return_weights):
+    query, key, value = leaves(normal, "no leading axis")
+    mask = masks(normal, 4, 5)[kind]
+    allowed = (mask if kind == "boolean" else mask > -math.inf)[:, 1]
+    assert allowed.any() and not allowed.all()
+    value = value.detach().clone()
+    value[1] = math.nan
+    assert output(query, key, value, mask=mask, return_weights=return_weights)[allowed].isnan().all()
 
 
 @both_paths
@@ -541,11 +815,116 @@ def test_where_nothing_is_left_the_layer_gives_its_last_bias(normal, device, ret
     assert (gradient[1] == 0).all() and (gradient[0] != 0).all()
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (1, 4), (4, 1), (2, 1, 1, 4), (2, 1, 4, 4), (2, 2, 4, 4), (1, 2, 1, 4)])
+def cleared_tokens(normal, dtype, number, share):
+    """A layer's inputs [3, 4, 8], padding [3, 4] of the last ones, and the inputs with number at some of its places."""
+    S = 4 if share == "self" else 5
+    inputs = [normal(0, 3, 4, 8, dtype=dtype), normal(1, 3, S, 8, dtype=dtype), normal(2, 3, S, 8, dtype=dtype)]
+    inputs = inputs[: {"self": 1, "cross": 2, "three": 3}[share]]
+    is_token = torch.arange(S, device=inputs[0].device) < torch.tensor([[S], [2], [0]], device=inputs[0].device)
+    unread = [x.clone() for x in inputs]
+    for x in unread if share == "self" else unread[1:]:
+        x[~is_token] = number
+        x[1, 3, 1:] = 0.5  # a token need not be padding whole
+    return inputs, unread, is_token
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_unread
+@pytest.mark.parametrize("share", ["self", "cross", "three"])
+@pytest.mark.parametrize("kind", ["boolean", "added"])
+@each_causal
+@both_paths
+def test_padding_reaches_no_token_and_no_parameter(
+    normal, device, dtype, number, share, kind, is_causal, return_weights
+):
+    layer, _ = pair_of_layers(device, dtype=dtype)
+    inputs, unread, is_token = cleared_tokens(normal, dtype, number, share)
+    mask = is_token[:, None, None]
+    if kind == "added":
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf)
+
+    def found(inputs):
+        inputs = [x.requires_grad_() for x in inputs]
+        joined = layer(*inputs, mask=mask, is_causal=is_causal, return_weights=return_weights)
+        joined = joined[0] if return_weights else joined
+        counting = joined[is_token] if share == "self" else joined
+        return [counting.detach(), *torch.autograd.grad(counting.sum(), (*inputs, *layer.parameters()))]
+
+    ours, expected = found(unread), found(inputs)
+    assert all(x.isfinite().all() for x in ours)
+    assert_close(ours, expected)
+
+
+@each_unread
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_reaches_nothing_under_autocast(normal, device, number, dtype):
+    layer, _ = pair_of_layers(device, dtype=torch.float32)
+    (tokens,), (unread,), is_token = cleared_tokens(normal, dtype, number, "self")
+    lowest = torch.zeros(3, 1, 1, 4, dtype=dtype, device=device).masked_fill(~is_token[:, None, None], -math.inf)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        ours, expected = (layer(x, mask=lowest)[is_token] for x in (unread, tokens))
+        assert_close(ours, expected)
+        gradients = [torch.autograd.grad(x.float().sum(), list(layer.parameters())) for x in (ours, expected)]
+    assert_close(*gradients)
+
+
+@both_paths
+def test_nor_do_a_layers_keys_after_the_last_query_where_order_is_causal(normal, device, return_weights):
+    layer, _ = pair_of_layers(device)
+    query, keys = normal(0, 2, 3, 8), normal(1, 2, 5, 8)
+    unread = keys.clone()
+    unread[:, 3:] = math.nan
+    found = []
+    for x in (unread, keys):
+        joined = layer(query, x, is_causal=True, return_weights=return_weights)
+        joined, weights = joined if return_weights else (joined, torch.zeros(2, 2, 3, 5))
+        assert weights.shape == (2, 2, 3, 5)
+        found.append([joined, *torch.autograd.grad(joined.square().sum(), list(layer.parameters()))])
+    assert_close(*found)
+
+
+@both_paths
+def test_tokens_as_a_layers_queries_are_computed_also_where_they_are_padding(normal, device, return_weights):
+    # as torch's layer does: numbers that may be read are
+    layer, theirs = pair_of_layers(device)
+    tokens = normal(0, 2, 4, 8)
+    is_token = torch.tensor([[True, True, True, False], [True, False, False, False]], device=device)
+    ours = layer(tokens, mask=is_token[:, None, None], return_weights=return_weights)
+    ours = ours[0] if return_weights else ours
+    assert_close(ours, theirs(tokens, tokens, tokens, key_padding_mask=~is_token)[0])
+
+
+@each_unread
+def test_a_sequence_of_padding_alone_gives_a_layers_last_bias_whatever_it_holds(normal, device, number):
+    layer, _ = pair_of_layers(device)
+    tokens = normal(0, 2, 4, 8)
+    tokens[1] = number
+    keep = torch.tensor([[True], [False]], device=device)[:, :, None, None]
+    joined = layer(tokens.requires_grad_(), mask=keep)
+    assert_close(joined[1], layer.out_proj.bias.expand(4, 8), rtol=0, atol=0)
+    gradients = torch.autograd.grad(joined.sum(), (tokens, *layer.parameters()))
+    assert all(x.isfinite().all() for x in gradients) and (gradients[0][1] == 0).all()
+
+
+@pytest.mark.parametrize("number", [torch.finfo(torch.float32).min, -1e9])
+@both_paths
+def test_under_autocast_a_mask_is_levelled_before_it_is_rounded(normal, device, number, return_weights):
+    # the lowest float32 is -inf in bfloat16, and -1e9 in float16
+    layer, _ = pair_of_layers(device, dtype=torch.float32)
+    x = normal(0, 2, 4, 8, dtype=torch.float32)
+    mask = torch.full((1, 1, 4, 4), number, device=device)
+    for dtype in HALVES:
+        with torch.autocast(device, dtype=dtype):
+            assert_close(*(output(x, x, x, mask=m, return_weights=return_weights) for m in (mask[0], None)))
+            ours, expected = (layer(x, mask=m, return_weights=return_weights) for m in (mask, None))
+            assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4), (4, 1), (3, 1, 1, 4), (3, 1, 4, 4), (3, 2, 4, 4), (1, 2, 1, 4)])
 def test_a_layers_mask_has_two_axes_or_four(normal, device, shape):
     layer, _ = pair_of_layers(device)
-    x, keep = normal(0, 2, 4, 8), normal(1, *shape) > 0
-    whole = keep.expand(2, 2, 4, 4)
+    x, keep = normal(0, 3, 4, 8), normal(1, *shape) > 0
+    whole = keep.expand(3, 2, 4, 4)
     assert_close(layer(x, mask=keep), layer(x, mask=whole))
     _, weights = layer(x, mask=keep, return_weights=True)
     assert (weights[~whole] == 0).all() and (weights[whole] > 0).all()
@@ -638,6 +1017,25 @@ def test_gradcheck(normal, leading, kind, is_causal, return_weights):
         assert torch.autograd.gradgradcheck(attended, tensors, fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_the_fused_kernels_gradient_has_no_gradient_but_that_with_weights_has(normal):
+    tensors = leaves(normal, "batch and heads", dtype=torch.float32)
+
+    def penalty(return_weights):
+        attended = output(*tensors, return_weights=return_weights).square().sum()
+        return sum(x.square().sum() for x in torch.autograd.grad(attended, tensors, create_graph=True))
+
+    torch.autograd.grad(penalty(True), tensors)
+    with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
+        torch.autograd.grad(penalty(False), tensors)
+    # forward mode, likewise
+    torch.func.jvp(
+        lambda x: attention(x, *tensors[1:], return_weights=True)[0], (tensors[0],), (tensors[1][..., :4, :],)
+    )
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: attention(x, *tensors[1:]), (tensors[0],), (tensors[1][..., :4, :],))
+
+
 @both_paths
 def test_gradcheck_of_an_added_mask(normal, return_weights):
     tensors, mask = leaves(normal, "a batch", L=3, S=4, D=2, E=2), normal(3, 3, 4).requires_grad_()
@@ -646,6 +1044,17 @@ def test_gradcheck_of_an_added_mask(normal, return_weights):
         return attention(*tensors, mask=mask, is_causal=True, return_weights=return_weights)
 
     assert torch.autograd.gradcheck(attended, mask)
+
+
+@both_paths
+def test_gradcheck_of_grouped_queries(normal, return_weights):
+    tensors = [
+        normal(seed, 2, heads, n, 2).requires_grad_() for seed, (heads, n) in enumerate([(4, 3), (2, 4), (2, 4)])
+    ]
+    mask = normal(3, 3, 4) > -0.5
+    assert torch.autograd.gradcheck(
+        lambda *x: output(*x, mask=mask, return_weights=return_weights), tensors, fast_mode=True
+    )
 
 
 def test_gradcheck_of_a_layer(normal, device):
@@ -693,6 +1102,13 @@ tensor_errors = [
         for name in ("key", "value")
     ),
 ]
+# What torch takes for masks elsewhere
+OBJECTS = [
+    (causal_lower_right(3, 5), "CausalBias"),
+    (causal_upper_left(3, 5), "CausalBias"),
+    (create_block_mask(lambda b, h, q, k: q >= k, None, None, 3, 5, device="cpu"), "BlockMask"),
+    (torch.nested.nested_tensor([torch.zeros(3, 5), torch.zeros(2, 5)], layout=torch.jagged), "NestedTensor"),
+]
 mask_errors = [
     ({"mask": [[True]]}, TypeError, "mask must be a torch.Tensor, was list"),
     (
@@ -714,6 +1130,10 @@ mask_errors = [
         {"mask": torch.ones(3, 5, device="meta").bool()},
         ValueError,
         "mask must be on the device of query, cpu, was meta",
+    ),
+    *(
+        ({"mask": stands_for_one}, TypeError, f"mask must be a tensor of booleans or of numbers to add, was {name}")
+        for stands_for_one, name in OBJECTS
     ),
     ({"is_causal": 1}, TypeError, "is_causal must be True or False, was int"),
     ({"return_weights": None}, TypeError, "return_weights must be True or False, was NoneType"),
@@ -748,11 +1168,32 @@ def refused(call, error, message):
         (
             {"key": torch.zeros(3, 5, 4)},
             ValueError,
-            "query, key and value must broadcast in all axes but the last two, were [2, 3, 4], [3, 5, 4] and [2, 5, 6]",
+            "query, key and value must broadcast in all axes but the last two, or key and value have fewer heads, a "
+            "divisor of query's, in four axes, were [2, 3, 4], [3, 5, 4] and [2, 5, 6]",
         ),
         *(
             ({"mask": torch.ones(shape).bool()}, ValueError, f"mask must broadcast to [2, 3, 5], was {list(shape)}")
             for shape in ((3, 4), (2, 5), (4,), (3, 3, 5), (1, 2, 3, 5), (1, 1, 1, 1))
+        ),
+        *(
+            (
+                good((2, 6, 3, 4), (2, G, 5, 4), (2, other, 5, 6)),
+                ValueError,
+                "query, key and value must broadcast in all axes but the last two, or key and value have fewer heads, "
+                f"a divisor of query's, in four axes, were [2, 6, 3, 4], [2, {G}, 5, 4] and [2, {other}, 5, 6]",
+            )
+            for G, other in ((4, 4), (12, 12), (2, 3), (3, 6), (2, 1), (0, 0))
+        ),
+        (
+            good((6, 3, 4), (2, 5, 4), (2, 5, 6)),
+            ValueError,
+            "query, key and value must broadcast in all axes but the last two, or key and value have fewer heads, "
+            "a divisor of query's, in four axes, were [6, 3, 4], [2, 5, 4] and [2, 5, 6]",
+        ),
+        (
+            {**good((2, 6, 3, 4), (2, 2, 5, 4), (2, 2, 5, 6)), "mask": torch.ones(2, 2, 3, 5).bool()},
+            ValueError,
+            "mask must broadcast to [2, 6, 3, 5], was [2, 2, 3, 5]",
         ),
         ({"scale": 0}, ValueError, "scale must be a finite number and > 0, was 0"),
         ({"scale": -1.0}, ValueError, "scale must be a finite number and > 0, was -1.0"),
@@ -825,7 +1266,16 @@ def test_attention_says_what_is_wrong(bad_input, wrong, error, message):
         ),
         *(
             ({"mask": torch.ones(shape).bool()}, ValueError, f"mask must broadcast to [2, 2, 3, 5], was {list(shape)}")
-            for shape in ((2, 5), (3, 3), (2, 3, 3, 5), (3, 1, 1, 5))
+            for shape in ((4, 5), (3, 3), (2, 3, 3, 5), (3, 1, 1, 5))
+        ),
+        *(
+            (
+                {"mask": torch.ones(2, length).bool(), **good(*[(2, length, 4)] * 3)},
+                ValueError,
+                "mask must not be [B, S], which may mean padding or [L, S]: write mask[:, None, None, :] or "
+                f"mask[None, None], was [2, {length}]",
+            )
+            for length in (2, 5)
         ),
     ],
 )

@@ -10,21 +10,26 @@ from mathlib import false_negative_weights, top_k_negatives
 from mathlib._blockwise import (
     Block,
     Columns,
+    Vectors,
     by_columns,
     column_totals,
     fill,
     removal,
     row_blocks,
     softmax_,
+    vectors_of,
     with_gradients,
 )
 from mathlib._contrastive import InfoNCE
 from mathlib._gist import Gist
-from mathlib._rows import Embeddings, Layout, scored, units
+from mathlib._halves import products_of_halves
+from mathlib._rows import Embeddings, Excluded, Layout, scored, units
 
 TEMPERATURE = 0.3
 
-# the shape of the negatives without their last axis, and the layout; three rows of five are those of other processes
+GROUPS = {"groups": torch.tensor([1, 0, 1, 1, 2])}
+# the shape of the negatives without their last axis, and the layout; where there are three rows, two more are those of
+# other processes
 LAYOUTS = {
     "batch": (None, Layout(5, True)),
     "batch of which two rows are other processes'": (None, Layout(3, True)),
@@ -33,6 +38,11 @@ LAYOUTS = {
     "batch, anchors, positives and pool": ((4,), Layout(3, True, ("anchor", "positive"))),
     "pool": ((4,), Layout(5, False)),
     "own": ((5, 2), Layout(5, False)),
+    "batch in groups": (None, Layout(3, True, **GROUPS)),
+    "batch, anchors and pool in groups": ((4,), Layout(5, True, ("anchor",), **GROUPS)),
+    "batch and own in groups": ((5, 2), Layout(5, True, **GROUPS, negative_groups=torch.arange(10).reshape(5, 2) % 3)),
+    "pool in groups": ((4,), Layout(5, False, **GROUPS, negative_groups=torch.tensor([2, 1, 0, 0]))),
+    "own in groups": ((5, 2), Layout(5, False, **GROUPS, negative_groups=torch.arange(10).reshape(5, 2) % 3)),
 }
 
 
@@ -40,21 +50,28 @@ def info_nce(rules, layout, guide):
     return InfoNCE(rules, layout, 3)
 
 
-def gist(lam, margin, layout, guide):
-    return Gist(guide, 0.5, partial(false_negative_weights, strategy="absolute", margin=margin), lam, layout)
+def gist(lam, margin, over_all, layout, guide):
+    return Gist(guide, 0.5, partial(false_negative_weights, strategy="absolute", margin=margin), lam, over_all, layout)
 
 
 def tripled_if_harder(s_p, s):
     return 1.0 + 2.0 * (s > s_p)
 
 
+def unbounded(s_p, s):
+    return torch.where(s.isneginf(), torch.inf, tripled_if_harder(s_p, s))
+
+
 LOSSES = {
     "InfoNCE": partial(info_nce, []),
     "InfoNCE with weights": partial(info_nce, [tripled_if_harder]),
     "InfoNCE with removal": partial(info_nce, [partial(top_k_negatives, k=2), tripled_if_harder]),
-    "GIST, mask alone": partial(gist, 0.0, 0.1),
-    "GIST": partial(gist, 0.7, 0.1),
-    "GIST that removes all": partial(gist, 0.7, 3.0),
+    "InfoNCE with any weight where there is no score": partial(info_nce, [unbounded]),
+    "GIST, mask alone": partial(gist, 0.0, 0.1, True),
+    "GIST over all": partial(gist, 0.7, 0.1, True),
+    "GIST over the kept": partial(gist, 0.7, 0.1, False),
+    "GIST that removes all, over all": partial(gist, 0.7, 3.0, True),
+    "GIST that removes all, over the kept": partial(gist, 0.7, 3.0, False),
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
@@ -65,19 +82,27 @@ def draw(normal, shape, width, seed):
     return Embeddings(normal(seed, 5, width), normal(seed + 1, 5, width), negatives)
 
 
+def laid_out(normal, layout):
+    """The shape of the negatives, and the layout, its labels on the device."""
+    shape, layout = LAYOUTS[layout]
+    device = normal(0, 1).device
+    on_device = (x.to(device) if isinstance(x, torch.Tensor) else x for x in layout)
+    return shape, Layout(*on_device)
+
+
 def case(normal, loss, layout):
     """A loss of that layout, and embeddings for it."""
-    shape, layout = LAYOUTS[layout]
-    guide = units(*draw(normal, shape, 4, seed=10))
+    shape, layout = laid_out(normal, layout)
+    guide, _ = vectors_of(draw(normal, shape, 4, seed=10))
     return LOSSES[loss](layout, guide), draw(normal, shape, 3, seed=0)
 
 
 def block_of(loss, given, rows):
     """The block that the engine would hand over, for embeddings of any length."""
-    x = units(*given)
-    scores = given.anchor.new_empty(rows.stop - rows.start, loss.layout.width(x))
-    positive = fill(loss.layout, x, rows, scores, TEMPERATURE if loss.takes_logits else None)
-    excluded = partial(loss.layout.excluded, x, rows.start)
+    x, _ = vectors_of(given)
+    scores = given.anchor.new_empty(rows.stop - rows.start, loss.layout.width(given))
+    excluded = loss.layout.excluded(given, rows)
+    positive = fill(loss.layout, x, rows, excluded, scores, TEMPERATURE if loss.takes_logits else None)
     return Block(rows, positive, scores, torch.full_like(scores, torch.nan), excluded)
 
 
@@ -105,8 +130,7 @@ def test_the_derivatives_of_a_block_are_the_slopes_of_its_losses(normal, loss, l
 
     ours = losses()
     by_scores, by_positive = ours.by_scores * ours.scale[:, None], ours.by_positive * ours.scale
-    for view in block.excluded(by_scores):
-        view.zero_()  # the engine puts its own number there
+    block.excluded.fill_(by_scores, 0.0)  # the engine puts its own number there
     for column in range(block.scores.shape[1]):
         slope = (losses(0, column, step).losses - losses(0, column, -step).losses) / 2e-6
         assert_close(by_scores[:, column], slope, rtol=1e-6, atol=1e-7)
@@ -153,18 +177,14 @@ def test_no_more_gradients_are_computed_than_are_needed(normal, layout):
 @each_layout
 @pytest.mark.parametrize("temperature", [None, 0.3])
 def test_fill_writes_the_scores_of_the_definition(normal, layout, temperature):
-    shape, layout = LAYOUTS[layout]
-    x = units(*draw(normal, shape, 3, seed=0))
-    positive, scores, itself = scored(layout, x)
+    shape, layout = laid_out(normal, layout)
+    given = draw(normal, shape, 3, seed=0)
+    positive, scores = scored(layout, units(*given))
     rows = slice(1, 3)
     ours = torch.full_like(scores[rows], torch.nan)
-    own = fill(layout, x, rows, ours, temperature)
+    own = fill(layout, vectors_of(given)[0], rows, layout.excluded(given, rows), ours, temperature)
     assert_close(own, positive[rows] / (temperature or 1))
     assert_close(ours, scores[rows] / (temperature or 1))
-    marked = torch.zeros_like(itself[rows])
-    for view in layout.excluded(x, rows.start, marked):
-        view.fill_(True)
-    assert torch.equal(marked, itself[rows]) and torch.equal(marked, ours.isneginf())
 
 
 def test_the_scores_stand_in_the_order_of_the_pairings(device):
@@ -179,7 +199,7 @@ def test_the_scores_stand_in_the_order_of_the_pairings(device):
         ("anchor", "negatives"),
     ]
     inf = torch.inf
-    _, scores, _ = scored(layout, x)
+    _, scores = scored(layout, x)
     assert scores.tolist() == [[-inf, 0, -inf, 0, -inf, 0, 2, 0, 0], [1, -inf, 0, -inf, 0, -inf, 0, 2, 0]]
     assert layout.width(x) == 9
 
@@ -199,7 +219,7 @@ def test_weights_count_in_the_softmax_but_where_it_is_excluded(normal):
     logits, positive, weights = normal(0, 3, 3), normal(1, 3), normal(2, 3, 3).exp()
     logits.fill_diagonal_(-torch.inf)
     weights.fill_diagonal_(torch.nan)
-    shares, lead = softmax_(logits.clone(), positive, weights, lambda matrix: [matrix.diagonal()])
+    shares, lead = softmax_(logits.clone(), positive, weights, Excluded(0, [3], None))
     weighted = logits + weights.log().fill_diagonal_(0)
     assert_close(shares, weighted.softmax(dim=1))
     assert_close(lead, weighted.logsumexp(dim=1) - positive)
@@ -216,7 +236,8 @@ def test_the_columns_are_the_rows_of_the_other_direction(normal):
     layout = Layout(5, True, symmetric=True)
     x = units(normal(0, 5, 3), normal(1, 5, 3), None)
     logits = x.anchor @ x.positive.T / TEMPERATURE
-    columns = column_totals(layout, x, [slice(0, 2), slice(2, 5)], TEMPERATURE, torch.empty_like(logits))
+    blocks, buffer = [slice(0, 2), slice(2, 5)], torch.empty_like(logits)
+    columns = column_totals(layout, Vectors(x, None, None), blocks, TEMPERATURE, buffer)
     assert_close(columns.total, logits.logsumexp(dim=0))
     others = logits.clone().fill_diagonal_(-torch.inf)
     assert_close(columns.lead, others.logsumexp(dim=0) - logits.diagonal())
@@ -228,14 +249,14 @@ def test_the_columns_are_the_rows_of_the_other_direction(normal):
     for given, total in ((None, losses.sum()), (upstream, (losses * upstream).sum())):
         (expected,) = torch.autograd.grad(total, leaf, retain_graph=True)
         out = torch.empty(3, 7).to(logits)
-        by_columns(columns, others[1:4], slice(1, 4), given, out)
+        by_columns(columns, others[1:4], slice(1, 4), given, Excluded(1, [5], None), out)
         assert_close(out[:, :5], expected[1:4])
 
 
 def test_a_probability_far_below_all_others_is_no_subnormal_number(device):
     columns = Columns(torch.zeros(1, device=device), torch.zeros(1, device=device))
     out = torch.empty(2, 1, device=device)
-    by_columns(columns, torch.tensor([[-1e4], [-1e4]], device=device), slice(0, 2), None, out)
+    by_columns(columns, torch.tensor([[-1e4], [-1e4]], device=device), slice(0, 2), None, Excluded(0, [1], None), out)
     assert torch.finfo(torch.float32).tiny < out[1, 0] < 1e-30
 
 
@@ -253,3 +274,24 @@ def test_rows_are_cut_into_blocks(rows, candidates, least, size, expected):
     x = Embeddings(torch.empty(rows, 1), torch.empty(candidates, 1), None)
     blocks = row_blocks(Layout(rows, True), x, least, size)
     assert [(block.start, block.stop) for block in blocks] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_is_multiplied_as_it_is_and_scaled_afterwards(normal, monkeypatch, dtype):
+    seen = []
+
+    def spy(a, b, half, out=None):
+        seen.append(half)
+        return products_of_halves(a, b, half, out)
+
+    monkeypatch.setattr("mathlib._blockwise.products_of_halves", spy)
+    anchor, positive = (100 * normal(seed, 5, 3, dtype=dtype) for seed in range(2))
+    vectors, _ = vectors_of(Embeddings(anchor, positive, None))
+    layout = Layout(5, True)
+    scores = torch.empty(5, 5, device=anchor.device)
+    fill(layout, vectors, slice(0, 5), layout.excluded(vectors.factors, slice(0, 5)), scores)
+    assert seen == ([] if dtype == torch.float32 else [dtype])
+    exact = units(anchor.double(), positive.double(), None)
+    expected = (exact.anchor @ exact.positive.T).fill_diagonal_(-torch.inf)
+    assert_close(scores.double(), expected, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+    assert_close(units(anchor, positive, None), vectors.units())

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import DTYPES, LAYOUTS, batch, cosine, info_nce_by_hand, lists, row_loss
+from by_hand import DTYPES, FURTHER, LAYOUTS, batch, cosine, info_nce_by_hand, lists, row_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -14,6 +14,7 @@ import mathlib._contrastive
 from mathlib import contrastive_loss, info_nce
 
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_layout_of_all = pytest.mark.parametrize("layout", LAYOUTS | FURTHER)
 
 
 def losses_and_gradients(tensors, temperature=0.3, forward=nullcontext(), **options):
@@ -109,7 +110,7 @@ def test_contrastive_loss_is_the_loop(normal, temperature):
     assert ours.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder, remove_if_easy, smooth])
 def test_info_nce_is_the_loop(normal, layout, rule):
     tensors, options = batch(normal, layout)
@@ -117,6 +118,64 @@ def test_info_nce_is_the_loop(normal, layout, rule):
     expected = info_nce_by_hand(*lists(tensors), **options, **weigh)
     ours = info_nce(*tensors, temperature=0.3, **options, weigh=rule, reduction="none")
     assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_groups_are_rules_that_know_the_labels_whatever_the_scores(normal):
+    # the four rows of group 1 are alike: no score tells them apart, and each has but one candidate, row 1
+    anchor = torch.cat([normal(0, 1, 3).expand(4, 3), normal(1, 1, 3)])
+    groups = torch.tensor([1, 1, 1, 1, 7], device=anchor.device)
+    losses = info_nce(anchor, anchor, temperature=1.0, groups=groups, reduction="none")
+    among_two = math.log(1 + math.exp(cosine(anchor[0].tolist(), anchor[4].tolist()) - 1))
+    of_the_last = math.log(1 + 4 * math.exp(cosine(anchor[0].tolist(), anchor[4].tolist()) - 1))
+    assert losses.tolist() == pytest.approx([among_two] * 4 + [of_the_last], rel=1e-12)
+
+
+def test_labels_that_all_differ_remove_nothing(normal):
+    tensors, options = batch(normal, "batch and pool, both directions")
+    labels = torch.arange(8, device=tensors[0].device)
+    whole = losses_and_gradients(tensors, **options)
+    same = losses_and_gradients(tensors, **options, groups=labels[:5] - 100, negative_groups=labels[5:])
+    assert_close(same, whole)
+
+
+def test_labels_that_are_all_the_same_leave_the_positive_alone(normal):
+    tensors, options = batch(normal, "batch and pool, both directions")
+    labels = torch.zeros(8, dtype=torch.int32, device=tensors[0].device)
+    for x in losses_and_gradients(tensors, **options, groups=labels[:5], negative_groups=labels[5:]):
+        assert_close(x, torch.zeros_like(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in FURTHER if "groups" in layout])
+def test_a_rule_does_not_see_what_a_group_removes(normal, layout):
+    tensors, options = batch(normal, layout)
+
+    def hardest(s_p, s):
+        return (s == s.amax(dim=1, keepdim=True)).to(s)
+
+    expected = info_nce_by_hand(
+        *lists(tensors), **options, weigh=lambda s_p, scores: [float(s == max(scores)) for s in scores]
+    )
+    ours = info_nce(*tensors, temperature=0.3, **options, weigh=hardest, reduction="none")
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_labels_that_change_after_the_call_have_no_part_in_the_gradient(normal):
+    (anchor, positive, _), options = batch(normal, "batch in groups")
+    (expected,) = torch.autograd.grad(
+        info_nce(anchor.requires_grad_(), positive, **options, reduction="none").sum(), anchor
+    )
+    losses = info_nce(anchor, positive, **options, reduction="none")
+    options["groups"].zero_()
+    assert torch.equal(torch.autograd.grad(losses.sum(), anchor)[0], expected)
+
+
+def test_both_directions_with_the_anchors_among_themselves_are_simclrs_loss(normal):
+    # every one of the 2 B views against all others but itself (Chen et al. 2020, arXiv:2002.05709, eq. 1)
+    (anchor, positive, _), _ = batch(normal, "batch")
+    views = F.normalize(torch.cat([anchor, positive]), dim=1)
+    logits = (views @ views.T / 0.3).fill_diagonal_(-torch.inf)
+    expected = F.cross_entropy(logits, torch.arange(10, device=logits.device).roll(5))
+    assert_close(info_nce(anchor, positive, temperature=0.3, symmetric=True, contrast_anchors=True), expected)
 
 
 # Peers
@@ -275,7 +334,7 @@ def test_rules_multiply(normal, seed, layout):
     assert_close(info_nce(*tensors, **options, weigh=[]), info_nce(*tensors, **options))
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 @pytest.mark.parametrize("block_size", range(1, 5 + 2))
 def test_block_size_changes_neither_losses_nor_gradients(normal, layout, rule, block_size):
@@ -353,7 +412,7 @@ def test_a_rule_sees_each_row_once_without_gradient_and_never_the_positive(norma
         assert_close(rows, expected, check_dtype=False, rtol=1e-6, atol=1e-6)
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("answer", [0.0, 7.0, math.nan, math.inf])
 def test_what_a_rule_returns_for_the_positive_does_not_matter(normal, layout, answer):
     tensors, options = batch(normal, layout)
@@ -431,7 +490,7 @@ def test_what_is_further_from_the_positive_than_its_copies_does_not_tie(device, 
     assert copy == s_p and 3 * eps < s_p - other < 7 * eps
 
 
-@each_layout
+@each_layout_of_all
 def test_weights_are_constants_for_the_gradient(normal, layout):
     tensors, options = batch(normal, layout)
     answers = []
@@ -475,7 +534,7 @@ def test_value_and_gradient_are_finite_and_right_in_every_dtype(normal, dtype, t
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [1e-3, 1e3])
-@each_layout
+@each_layout_of_all
 def test_zero_vectors_have_finite_losses_and_gradients(normal, dtype, temperature, layout):
     (anchor, positive, negatives), options = batch(normal, layout, dtype=dtype)
     anchor[0] = positive[1] = 0
@@ -519,7 +578,7 @@ def test_a_rule_sees_a_tie_where_the_loss_sees_a_difference(device, monkeypatch,
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.24)), abs=1e-3)
 
 
-@each_layout
+@each_layout_of_all
 def test_one_feature_is_enough(normal, layout):
     tensors, options = batch(normal, layout)
     tensors = [x if x is None else x[..., :1] for x in tensors]
@@ -570,7 +629,7 @@ def test_a_dead_row_has_loss_and_gradient_zero_and_still_counts_in_the_mean(norm
     assert ours[0][0] == 0 and (ours[1][0] == 0).all()
 
 
-@each_layout
+@each_layout_of_all
 def test_anchors_without_a_candidate_left_have_loss_and_gradient_zero(normal, layout):
     tensors, options = batch(normal, layout)
     for x in losses_and_gradients(tensors, **options, weigh=lambda s_p, s: torch.zeros_like(s)):
@@ -684,7 +743,7 @@ def test_the_blocks_and_the_definition_agree(normal, layout, rule, monkeypatch):
     assert_close(by_blocks, losses_and_gradients(tensors, weigh=rule, **options))
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_gradient_has_a_gradient(normal, layout, rule, reduction):
@@ -715,7 +774,7 @@ def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, r
     assert torch.autograd.gradcheck(loss, x)
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 def test_what_is_frozen_changes_no_other_gradient(normal, layout, rule):
     tensors, options = batch(normal, layout)
@@ -810,7 +869,7 @@ def test_gradcheck_of_scores(normal, reduction):
     assert torch.autograd.gradcheck(loss, tuple(x.requires_grad_() for x in leaves))
 
 
-@each_layout
+@each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder, [half_if_harder, remove_if_easy]])
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_gradcheck_of_embeddings_and_temperature(normal, layout, rule, block_size):
@@ -1003,6 +1062,59 @@ def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
             {"in_batch": False, "symmetric": True, "negatives": torch.ones(5, 3)},
             ValueError,
             "symmetric must be False when in_batch is False: a positive would have no negatives",
+        ),
+        ({"contrast_anchors": 1}, TypeError, "contrast_anchors must be True or False, was int"),
+        ({"contrast_positives": None}, TypeError, "contrast_positives must be True or False, was NoneType"),
+        *(
+            (
+                {"in_batch": False, "negatives": torch.ones(5, 3), name: True},
+                ValueError,
+                f"{name} must be False when in_batch is False",
+            )
+            for name in ("contrast_anchors", "contrast_positives")
+        ),
+        ({"groups": [0, 1]}, TypeError, "groups must be a torch.Tensor, was list"),
+        ({"groups": torch.zeros(2)}, TypeError, "groups must have an integer dtype, was torch.float32"),
+        ({"groups": torch.zeros(3).long()}, ValueError, "groups must have shape [B] = [2], was [3]"),
+        (
+            {"groups": torch.zeros(2, device="meta").long()},
+            ValueError,
+            "groups must be on the device of anchor, cpu, was meta",
+        ),
+        *(
+            (
+                {"negative_groups": torch.zeros(4).long(), **given},
+                ValueError,
+                "negative_groups must be given together with negatives and groups only",
+            )
+            for given in ({"groups": torch.zeros(2).long()}, {"negatives": torch.ones(4, 3)})
+        ),
+        (
+            {
+                "groups": torch.zeros(2).long(),
+                "negatives": torch.ones(4, 3),
+                "negative_groups": torch.zeros(2, 2).long(),
+            },
+            ValueError,
+            "negative_groups must have shape [N] = [4], was [2, 2]",
+        ),
+        (
+            {
+                "groups": torch.zeros(2).long(),
+                "negatives": torch.ones(2, 4, 3),
+                "negative_groups": torch.zeros(4).long(),
+            },
+            ValueError,
+            "negative_groups must have shape [B, N] = [2, 4], was [4]",
+        ),
+        (
+            {
+                "groups": torch.zeros(2).long(),
+                "negatives": torch.ones(4, 3),
+                "negative_groups": torch.zeros(4, device="meta").long(),
+            },
+            ValueError,
+            "negative_groups must be on the device of anchor, cpu, was meta",
         ),
         ({"block_size": 0}, ValueError, "block_size must be an int >= 1, was 0"),
         ({"block_size": -1}, ValueError, "block_size must be an int >= 1, was -1"),

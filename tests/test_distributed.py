@@ -1,5 +1,6 @@
 """Real processes (gloo) against one process with the whole batch: the loss, and every gradient."""
 
+import math
 import multiprocessing
 import os
 import re
@@ -45,7 +46,12 @@ CASES = {
     "a rule": ((N,), "info_nce", {"weigh": below}),
     "symmetric": ((N,), "info_nce", {"symmetric": True}),
     "symmetric, a rule, rows": (None, "info_nce", {"symmetric": True, "weigh": below, "reduction": "none"}),
+    "groups": ((B, N), "info_nce", {"groups": True, "symmetric": True}),
+    "groups, own alone": ((B, N), "info_nce", {"groups": True, "in_batch": False}),
+    "contrasts": (None, "info_nce", {"contrast_anchors": True, "contrast_positives": True}),
+    "contrasts, both directions": ((N,), "info_nce", {"contrast_anchors": True, "symmetric": True, "groups": True}),
     "gist": (None, "gist", {}),
+    "gist, groups": ((N,), "gist", {"groups": True, "contrast_anchors": True, "kl_over": "kept"}),
     "gist, anchors": (None, "gist", {"contrast_anchors": True}),
     "gist, everything": ((N,), "gist", {"contrast_anchors": True, "contrast_positives": True, "block_size": 2}),
     "gist, every anchor's own": ((B, N), "gist", {"reduction": "none", "margin": 0.1}),
@@ -68,9 +74,21 @@ def batch(case, world):
     )
 
 
-def outcome(case, student, guide, upstream, way, gather):
+def labels(case, world):
+    """Three groups, each spread over all ranks."""
+    shape, _, options = CASES[case]
+    if "groups" not in options:
+        return {}
+    found = {"groups": torch.arange(world * B) % 3}
+    if shape is not None:
+        found["negative_groups"] = (torch.arange(world * math.prod(shape)) % 3).reshape(-1, *shape[1:])
+    return found
+
+
+def outcome(case, student, guide, labels, upstream, way, gather):
     """The loss, then the gradients of embeddings and temperature."""
     _, function, options = CASES[case]
+    options = options | labels
     leaves = [x.clone().requires_grad_() for x in student]
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     if function == "gist":
@@ -92,15 +110,16 @@ def outcome(case, student, guide, upstream, way, gather):
 def whole(case, world, way):
     """On one process."""
     upstream = torch.arange(1.0, world * B + 1, dtype=torch.float64)
-    loss, *gradients = outcome(case, *batch(case, world), upstream, way, gather=False)
+    loss, *gradients = outcome(case, *batch(case, world), labels(case, world), upstream, way, gather=False)
     return loss, gradients
 
 
 def share(case, world, rank, way):
     """What a rank finds with its own rows of the batch."""
     student, guide = ([x.chunk(world)[rank] for x in xs] for xs in batch(case, world))
+    own_labels = {name: x.chunk(world)[rank] for name, x in labels(case, world).items()}
     upstream = torch.arange(1.0, world * B + 1, dtype=torch.float64).chunk(world)[rank]
-    return outcome(case, student, guide, upstream, way, gather=True)
+    return outcome(case, student, guide, own_labels, upstream, way, gather=True)
 
 
 def encoder():
@@ -188,6 +207,22 @@ def differing(rank):
     }
 
 
+def wrong_on_rank_1(rank):
+    """Calls of which rank 1's would be refused on one process as well."""
+    x = draw(0, 4, 3)
+    wrong = rank == 1
+    guide = {"guide_anchor": x, "guide_positive": x}
+    return {
+        "an empty last batch": partial(info_nce, x[:0] if wrong else x, x[:0] if wrong else x, gather=True),
+        "a dtype": partial(info_nce, x, x.float() if wrong else x, gather=True),
+        "no tensor": partial(info_nce, None if wrong else x, x, gather=True),
+        "an option": partial(info_nce, x, x, temperature=-1.0 if wrong else 1.0, gather=True),
+        "gather itself": partial(info_nce, x, x, gather=1 if wrong else True),
+        "a guide": partial(gist_embed_loss, x, x, **guide, margin="0" if wrong else 0.0, gather=True),
+        "rows to gather": partial(gather_with_grad, x.int() if wrong else x),
+    }
+
+
 def work(rank, world, folder, environment):
     os.environ |= environment  # the server's is the one that it began with
     torch.set_num_threads(1)
@@ -205,9 +240,8 @@ def work(rank, world, folder, environment):
     found["gathering unequal rows"] = refused(gather_with_grad, torch.zeros(rank + 1))
     for name, call in differing(rank).items():
         found["differing", name] = refused(call, gather=True)
-    # only rank 0 is wrong: the others wait in no collective that it does not enter
-    if rank == 0:
-        found["bad"] = refused_alone(info_nce, torch.zeros(2, 3), torch.zeros(2, 4), gather=True)
+    for name, call in wrong_on_rank_1(rank).items():
+        found["wrong", name] = refused(call)
     if world == 2:
         found["largest"] = largest_tensor(rank, world)
         found["compiled"] = share("symmetric", world, rank, "compiled")
@@ -228,14 +262,6 @@ def largest_tensor(rank, world):
             function(*embeddings, gather=True, block_size=8).backward()
         seen.append(largest.numel)
     return seen
-
-
-def refused_alone(function, *args, **options):
-    try:
-        function(*args, **options)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def join(rank, world, file):
@@ -382,9 +408,23 @@ def test_rows_to_gather_must_be_equally_many(ranks):
     assert [found["gathering unequal rows"] for found in ranks(2)] == [("ValueError", message, 2.0)] * 2
 
 
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("an empty last batch", "ValueError", "anchor must have at least one row, was [0, 3]"),
+        ("a dtype", "TypeError", "positive must have the dtype of anchor, torch.float64, was torch.float32"),
+        ("no tensor", "TypeError", "anchor must be a torch.Tensor, was NoneType"),
+        ("an option", "ValueError", "temperature must be a finite number and > 0, was -1.0"),
+        ("gather itself", "TypeError", "gather must be True or False, was int"),
+        ("a guide", "TypeError", "margin must be a finite number and >= 0, was str"),
+        ("rows to gather", "TypeError", "tensor must have a floating-point dtype, was torch.int32"),
+    ],
+)
 @pytest.mark.parametrize("world", WORLDS)
-def test_bad_input_gets_its_error_before_anything_is_exchanged(ranks, world):
-    assert ranks(world)[0]["bad"] == "positive must have shape [B, D] = [2, 3], was [2, 4]"
+def test_what_is_wrong_on_one_rank_is_told_on_every_rank(ranks, world, name, error, message):
+    for rank, found in enumerate(ranks(world)):
+        expected = (error, message) if rank == 1 else ("ValueError", f"{message}, on rank 1")
+        assert found["wrong", name] == (*expected, world)
 
 
 def dying(rank, world, folder):
@@ -417,7 +457,7 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
     [
         (lambda: gather_with_grad([1.0]), TypeError, "tensor must be a torch.Tensor, was list"),
         (lambda: gather_with_grad(torch.zeros(2, dtype=torch.int64)), TypeError, "tensor must have a floating-point dtype, was torch.int64"),
-        (lambda: gather_with_grad(torch.zeros(())), ValueError, "tensor must have at least one axis, was a scalar tensor"),
+        (lambda: gather_with_grad(torch.zeros(())), ValueError, "tensor must have shape [..., B], was []"),
     ],
 )  # fmt: skip
 def test_it_says_what_is_wrong(bad_input, call, error, message):

@@ -3,7 +3,7 @@ import runpy
 
 import pytest
 import torch
-from by_hand import DTYPES, candidates_of, cosine
+from by_hand import DTYPES, cosine, lists, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -11,22 +11,25 @@ from torch.testing import assert_close
 import mathlib._gist
 from mathlib import gist_embed_loss, info_nce
 
-# the shape of negatives (their last axis left out), in_batch, contrast_anchors, contrast_positives
+# the shape of negatives (their last axis left out), in_batch, contrast_anchors, contrast_positives, whether in groups
 LAYOUTS = {
-    "batch": (None, True, False, False),
-    "batch and anchors": (None, True, True, False),
-    "batch and positives": (None, True, False, True),
-    "batch, pool, anchors and positives": ((3,), True, True, True),
-    "batch and every anchor's own": ((5, 2), True, False, False),
-    "pool": ((3,), False, False, False),
-    "own": ((5, 2), False, False, False),
+    "batch": (None, True, False, False, False),
+    "batch and anchors": (None, True, True, False, False),
+    "batch and positives": (None, True, False, True, False),
+    "batch, pool, anchors and positives": ((3,), True, True, True, False),
+    "batch and every anchor's own": ((5, 2), True, False, False, False),
+    "pool": ((3,), False, False, False, False),
+    "own": ((5, 2), False, False, False, False),
+    "batch in groups": (None, True, True, False, True),
+    "batch and pool in groups": ((3,), True, False, True, True),
+    "own in groups": ((5, 2), False, False, False, True),
 }
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def batch(normal, layout, seed=0, dtype=torch.float64, guide_width=5):
     """Five student embeddings of 3 features and the guide's of 5, and the options of the layout."""
-    shape, in_batch, anchors, positives = LAYOUTS[layout]
+    shape, in_batch, anchors, positives, grouped = LAYOUTS[layout]
     options = {"in_batch": in_batch, "contrast_anchors": anchors, "contrast_positives": positives}
     student = [normal(seed, 5, 3, dtype=dtype), normal(seed + 1, 5, 3, dtype=dtype)]
     guide = [normal(seed + 2, 5, guide_width), normal(seed + 3, 5, guide_width)]
@@ -35,6 +38,11 @@ def batch(normal, layout, seed=0, dtype=torch.float64, guide_width=5):
         guide.append(normal(seed + 5, *shape, guide_width))
     names = ["anchor", "positive", "negatives"]
     options |= {f"guide_{name}": x for name, x in zip(names, guide, strict=False)}
+    if grouped:
+        options["groups"] = torch.tensor([0, 1, 0, 2, 1], device=student[0].device)
+    if grouped and shape is not None:
+        labels = torch.arange(math.prod(shape), device=student[0].device) % 3
+        options["negative_groups"] = labels.reshape(shape)
     return student, options
 
 
@@ -89,11 +97,18 @@ def test_a_margin_counts_from_the_guides_positive(device, strategy, margin, kept
     assert losses[0].item() == pytest.approx(math.log(1 + math.exp(-1)) if kept else 0.0, rel=1e-6)
 
 
-def test_defaults_are_temperature_0_05_for_both_and_lam_1(normal):
+def test_defaults_are_temperature_0_05_for_both_and_lam_1_over_all(normal):
     student, options = batch(normal, "batch, pool, anchors and positives")
     options |= {"in_batch": True, "contrast_anchors": False, "contrast_positives": False}
     said = gist_embed_loss(
-        *student, temperature=0.05, guide_temperature=0.05, lam=1.0, margin=0.0, strategy="absolute", **options
+        *student,
+        temperature=0.05,
+        guide_temperature=0.05,
+        lam=1.0,
+        kl_over="all",
+        margin=0.0,
+        strategy="absolute",
+        **options,
     )
     assert_close(gist_embed_loss(*student, **options), said, rtol=0, atol=0)
 
@@ -118,42 +133,41 @@ def test_the_more_candidates_the_fewer_rows_are_taken_at_once_on_a_cpu(largest, 
 # By a loop
 
 
-def gist_by_loop(student, guide, in_batch, anchors, positives, temperature, guide_temperature, lam, margin, strategy):
-    def scores(a, p, n, b):
-        found = [cosine(a[b], other) for other in candidates_of(b, p, n, in_batch)]
-        for x in [a] * anchors + [p] * positives:
-            found += [cosine(x[b], other) for c, other in enumerate(x) if c != b]
-        return found
+def gist_by_loop(student, guide, temperature, guide_temperature, lam, margin, strategy, kl_over="all", **options):
+    def softmax(scores, temperature):
+        exps = [math.exp(s / temperature) for s in scores]
+        return [x / sum(exps) for x in exps]
 
     losses = []
     for b in range(len(student[0])):
         s_p, g_p = cosine(student[0][b], student[1][b]), cosine(guide[0][b], guide[1][b])
         limit = g_p - (margin if strategy == "absolute" else margin * abs(g_p))
-        pairs = zip(scores(*student, b), scores(*guide, b), strict=True)
-        kept = [(s_p, g_p)] + [(s, g) for s, g in pairs if g <= limit]
-        s = [math.exp(x / temperature) for x, _ in kept]
-        g = [math.exp(x / guide_temperature) for _, x in kept]
-        s, g = [x / sum(s) for x in s], [x / sum(g) for x in g]
+        pairs = list(zip(scores_of(b, *student, **options), scores_of(b, *guide, **options), strict=True))
+        kept = [(s, g) for s, g in pairs if g <= limit]
+        counted = [(s_p, g_p), *(pairs if kl_over == "all" else kept)]
+        s, g = softmax([x for x, _ in counted], temperature), softmax([x for _, x in counted], guide_temperature)
         divergence = sum(y * math.log(y / x) for x, y in zip(s, g, strict=True))
-        losses.append(-math.log(s[0]) + lam * divergence)
+        losses.append(-math.log(softmax([s_p, *(s for s, _ in kept)], temperature)[0]) + lam * divergence)
     return losses
+
+
+def by_hand(student, options, **settings):
+    """The loop's losses for embeddings and options as `gist_embed_loss` takes them."""
+    options, guide = dict(options), {name: options.get(f"guide_{name}") for name in ("anchor", "positive", "negatives")}
+    options = {name: x for name, x in options.items() if not name.startswith("guide_")}
+    options = {name: x.tolist() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    return gist_by_loop(lists([*student, None][:3]), lists(guide.values()), **options, **settings)
 
 
 @each_layout
 @pytest.mark.parametrize("strategy", ["absolute", "relative"])
 @pytest.mark.parametrize("guide_temperature", [None, 0.7])
-def test_agrees_with_a_loop(normal, layout, strategy, guide_temperature):
+@pytest.mark.parametrize("kl_over", ["all", "kept"])
+def test_agrees_with_a_loop(normal, layout, strategy, guide_temperature, kl_over):
     student, options = batch(normal, layout)
-    settings = {"temperature": 0.3, "lam": 0.6, "margin": 0.1, "strategy": strategy}
-    losses = gist_embed_loss(
-        *student, **options, **settings, guide_temperature=guide_temperature, reduction="none"
-    )  # fmt: skip
-    guide = [options.get(f"guide_{name}") for name in ("anchor", "positive", "negatives")]
-    student = [*student, None][:3]
-    expected = gist_by_loop(
-        *[[None if x is None else x.tolist() for x in side] for side in (student, guide)],
-        *LAYOUTS[layout][1:], guide_temperature=guide_temperature or 0.3, **settings,
-    )  # fmt: skip
+    settings = {"temperature": 0.3, "lam": 0.6, "margin": 0.1, "strategy": strategy, "kl_over": kl_over}
+    losses = gist_embed_loss(*student, **options, **settings, guide_temperature=guide_temperature, reduction="none")
+    expected = by_hand(student, options, guide_temperature=guide_temperature or 0.3, **settings)
     assert losses.tolist() == pytest.approx(expected, rel=1e-12)
 
 
@@ -217,20 +231,25 @@ def test_self_pairs_never_count_even_when_the_guide_finds_anchor_and_positive_eq
     # strict comparison would let self-pairs stand; deleting them from the loop is the oracle
     student, options = batch(normal, layout)
     options["guide_positive"] = options["guide_anchor"]
-    guide = [options.get(f"guide_{name}") for name in ("anchor", "positive", "negatives")]
-    expected = gist_by_loop(
-        *[[None if x is None else x.tolist() for x in side] for side in ([*student, None][:3], guide)],
-        *LAYOUTS[layout][1:], temperature=0.3, guide_temperature=0.3, lam=0.5, margin=0.0, strategy="absolute",
-    )  # fmt: skip
+    settings = {"temperature": 0.3, "guide_temperature": 0.3, "lam": 0.5, "margin": 0.0, "strategy": "absolute"}
+    expected = by_hand(student, options, **settings)
     losses = gist_embed_loss(*student, **options, temperature=0.3, lam=0.5, reduction="none")
     assert losses.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("lam", [0.0, 1.0])
-def test_an_anchor_whose_candidates_all_go_has_loss_and_gradient_zero(normal, lam):
+@pytest.mark.parametrize("settings", [{"lam": 0.0}, {"lam": 1.0, "kl_over": "kept"}])
+def test_an_anchor_whose_candidates_all_go_has_loss_and_gradient_zero(normal, settings):
     student, options = batch(normal, "batch, pool, anchors and positives")
-    losses, *gradients = losses_and_gradients(student, options, margin=3.0, lam=lam)
+    losses, *gradients = losses_and_gradients(student, options, margin=3.0, **settings)
     assert losses.eq(0).all() and all(gradient.eq(0).all() for gradient in gradients)
+
+
+def test_what_the_guide_removes_still_teaches_by_the_divergence_over_all(normal):
+    student, options = batch(normal, "batch, pool, anchors and positives")
+    settings = {"temperature": 0.3, "guide_temperature": 0.3, "lam": 0.7, "margin": 3.0, "strategy": "absolute"}
+    losses = gist_embed_loss(*student, **options, **settings, reduction="none")
+    assert (losses > 0).all()
+    assert losses.tolist() == pytest.approx(by_hand(student, options, **settings), rel=1e-12)
 
 
 def test_a_single_row_without_negatives_has_loss_and_gradient_zero(normal):
@@ -496,6 +515,8 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
         ({"guide_temperature": "1"}, TypeError, "guide_temperature must be a finite number and > 0, was str"),
         ({"lam": -0.1}, ValueError, "lam must be a finite number and >= 0, was -0.1"),
         ({"lam": None}, TypeError, "lam must be a finite number and >= 0, was NoneType"),
+        ({"kl_over": "none"}, ValueError, "kl_over must be one of 'all', 'kept', was 'none'"),
+        ({"groups": torch.zeros(3).long()}, ValueError, "groups must have shape [B] = [2], was [3]"),
         ({"margin": -1}, ValueError, "margin must be a finite number and >= 0, was -1"),
         ({"margin": math.inf}, ValueError, "margin must be a finite number and >= 0, was inf"),
         ({"strategy": "threshold"}, ValueError, "strategy must be one of 'absolute', 'relative', was 'threshold'"),

@@ -69,6 +69,10 @@ def loop_dpo(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
     return -(1 - smoothing) * math.log(sigma) - smoothing * math.log(1 - sigma)
 
 
+def everywhere(labels):
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
 def sequences(normal, seed=0, dtype=torch.float64):
     """Logits [3, 4, 5], labels [3, 4] and a mask of which row 1 keeps nothing."""
     labels = (normal(seed + 1, 3, 4).abs() * 10).long() % 5
@@ -107,23 +111,30 @@ def test_dpo_is_the_loop(normal, beta, smoothing):
 @pytest.mark.parametrize("masked", [False, True])
 def test_blocks_are_the_plain_definition_in_value_and_gradient(normal, block, dtype, masked):
     logits, labels, mask = sequences(normal, dtype=dtype)
-    mask = mask if masked else None
+    counts = mask if masked else everywhere(labels)
     upstream = normal(3, 3, dtype=torch.float32 if dtype in HALVES else dtype)
     leaf = logits.requires_grad_()
-    ours, plain = sequence_log_prob(leaf, labels, mask=mask), plain_token_log_probs(leaf, labels, mask).sum(dim=1)
+    ours = sequence_log_prob(leaf, labels, mask=mask if masked else None)
+    plain = plain_token_log_probs(leaf, labels, counts).sum(dim=1)
     assert_close(ours, plain)
     assert_close(*(torch.autograd.grad(x, leaf, upstream)[0] for x in (ours, plain)))
 
 
-def test_agrees_with_cross_entropy(normal, block):
+@pytest.mark.parametrize("by", ["mask", "label", "either"])
+def test_agrees_with_cross_entropy(normal, block, by):
     logits, labels, mask = sequences(normal)
     logits.requires_grad_()
-    ours = -sequence_log_prob(logits, labels, mask=mask).sum()
-    theirs = F.cross_entropy(
-        logits.flatten(0, 1), labels.masked_fill(~mask, -100).flatten(), ignore_index=-100, reduction="sum"
-    )
+    ignoring = labels.masked_fill(~mask, -100)
+    if by == "mask":
+        ours = sequence_log_prob(logits, labels, mask=mask)
+    elif by == "label":
+        ours = sequence_log_prob(logits, ignoring)
+    else:  # some by one, some by the other, some by both
+        first = torch.arange(4, device=mask.device) < 2
+        ours = sequence_log_prob(logits, labels.masked_fill(~mask & first, -100), mask=mask | first)
+    theirs = -F.cross_entropy(logits.mT, ignoring, reduction="none").sum(dim=1)  # -100 is its default too
     assert_close(ours, theirs)
-    assert_close(*(torch.autograd.grad(x, logits) for x in (ours, theirs)))
+    assert_close(*(torch.autograd.grad(x.sum(), logits) for x in (ours, theirs)))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -236,7 +247,7 @@ def test_half_logits_are_summed_in_float32(normal, dtype):
     # 2000 tokens at about -log 50: near 8000, one step of bfloat16 is 32 and one of float16 is 4
     logits = normal(0, 2, 2000, 50, dtype=dtype)
     labels = torch.arange(2000, device=logits.device).remainder(50).expand(2, -1)
-    exact = plain_token_log_probs(logits.double(), labels, None).sum(dim=1)
+    exact = plain_token_log_probs(logits.double(), labels, everywhere(labels)).sum(dim=1)
     assert_close(sequence_log_prob(logits, labels).double(), exact, rtol=1e-6, atol=0)
 
 
@@ -289,6 +300,48 @@ def test_where_masked_labels_and_logits_may_hold_anything(normal, block, dtype, 
     assert ours[1] == 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+def test_so_may_logits_where_the_label_says_that_the_token_does_not_count(normal, block, dtype, logit):
+    logits, labels, mask = sequences(normal, dtype=dtype)
+    leaves = [x.requires_grad_() for x in (logits, logits.masked_fill(~mask[:, :, None], logit))]
+    labels = labels.masked_fill(~mask, -100)
+    expected, ours = (sequence_log_prob(x, labels) for x in leaves)
+    assert_close(ours, expected)
+    # also if the sequence's gradient is no number, as where its loss is infinite
+    upstream = torch.tensor([1.0, math.nan, 2.0]).to(ours)
+    found = [torch.autograd.grad(x, leaf, upstream)[0] for x, leaf in zip((expected, ours), leaves, strict=True)]
+    assert_close(*found)
+    assert found[1].isfinite().all()
+
+
+def test_a_label_of_a_byte_is_itself(device):
+    # 156 is -100 in a signed byte
+    logits = torch.arange(200.0, device=device)[None, None]
+    label = torch.tensor([[156]], dtype=torch.uint8, device=device)
+    assert_close(sequence_log_prob(logits, label)[0], logits.log_softmax(2)[0, 0, 156])
+    assert sequence_log_prob(logits, label.to(torch.int8)) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_forbidden_answer_has_log_probability_minus_infinity_and_a_finite_gradient(normal, block, dtype):
+    logits, labels, _ = sequences(normal, dtype=dtype)
+    forbidden = F.one_hot(labels[:1], 5).bool() & (torch.arange(4, device=labels.device) == 2)[:, None]
+    leaf = torch.cat([logits[:1].masked_fill(forbidden, -math.inf), logits[1:]]).requires_grad_()
+    ours = sequence_log_prob(leaf, labels)
+    assert ours[0] == -math.inf and ours[1:].isfinite().all()
+    (gradient,) = torch.autograd.grad(ours.sum(), leaf)
+    # 1 at the label minus the probabilities of the rest
+    expected = F.one_hot(labels, 5) - leaf.detach().double().softmax(2)
+    assert_close(gradient.double(), expected, rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_where_every_token_is_forbidden_there_is_no_probability(device):
+    logits, label = torch.full((1, 1, 3), -math.inf, device=device), torch.zeros(1, 1, dtype=torch.long, device=device)
+    assert sequence_log_prob(logits, label).isnan().all()
+    assert sequence_log_prob(logits, label - 100) == 0
+
+
 def test_the_plain_definition_masks_likewise(normal):
     logits, labels, mask = sequences(normal)
     leaf = logits.masked_fill(~mask[:, :, None], math.nan).requires_grad_()
@@ -303,7 +356,7 @@ def test_a_vocabulary_of_one_token_has_no_surprises(device):
 
 
 def test_a_label_that_counts_must_exist():
-    for label in (-100, 5):
+    for label in (-101, -99, -1, 5):
         with pytest.raises((RuntimeError, IndexError)):
             sequence_log_prob(torch.zeros(1, 1, 5), torch.tensor([[label]]))
 
@@ -321,7 +374,7 @@ def test_logits_may_be_a_view(normal, block, slicing):
     logits, labels, _ = sequences(normal)
     view = slicing(logits.requires_grad_())
     labels = labels[:, : view.shape[1]] if view.shape[1] <= 4 else labels[:, [0, 1, 2, 3, 0]] % 4
-    ours, plain = sequence_log_prob(view, labels), plain_token_log_probs(view, labels, None).sum(dim=1)
+    ours, plain = sequence_log_prob(view, labels), plain_token_log_probs(view, labels, everywhere(labels)).sum(dim=1)
     assert_close(ours, plain)
     assert_close(*(torch.autograd.grad(x.sum(), logits, retain_graph=True) for x in (ours, plain)))
 
@@ -483,6 +536,56 @@ def test_a_rejected_answer_that_has_become_impossible_costs_nothing(device):
     loss = dpo_loss(zero, impossible, zero, zero)
     assert loss == 0
     assert torch.autograd.grad(loss, impossible)[0] == 0
+
+
+IMPOSSIBLE = {
+    # log-probabilities of chosen and rejected under the policy, then under the reference; the margin at beta = 1; how
+    # it grows with the policy's two
+    "rejected, by the policy": ((-1.0, -math.inf, -1.0, -1.0), math.inf, (1, -1)),
+    "chosen, by the policy": ((-math.inf, -1.0, -1.0, -1.0), -math.inf, (1, -1)),
+    "rejected, by the reference": ((-1.0, -1.0, -1.0, -math.inf), -math.inf, (1, -1)),
+    "chosen, by the reference": ((-1.0, -1.0, -math.inf, -1.0), math.inf, (1, -1)),
+    # what both forbid has gained nothing: the other answer's gain counts
+    "chosen, by both": ((-math.inf, -2.0, -math.inf, -1.0), 1.0, (0, -1)),
+    "rejected, by both": ((-1.0, -math.inf, -2.0, -math.inf), 1.0, (1, 0)),
+    "both, by both": ((-math.inf, -math.inf, -math.inf, -math.inf), 0.0, (0, 0)),
+    "both, by the policy": ((-math.inf, -math.inf, -1.0, -2.0), 0.0, (0, 0)),
+    "both, by the reference": ((-1.0, -2.0, -math.inf, -math.inf), 0.0, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_answers(device, dtype, smoothing, case):
+    log_probs, h, signs = IMPOSSIBLE[case]
+    # beside the impossible pair stands one that is not
+    tensors = [torch.tensor([x, -1.0], dtype=dtype, device=device, requires_grad=True) for x in log_probs]
+    losses = dpo_loss(*tensors, beta=1.0, label_smoothing=smoothing, reduction="none")
+    shares = {h: 1 - smoothing, -h: smoothing} if smoothing and h else {h: 1.0}
+    loss = sum(share * math.log1p(math.exp(-x)) for x, share in shares.items())
+    assert losses.tolist() == pytest.approx([loss, math.log(2)], rel=1e-6)
+    gradients = torch.autograd.grad(losses.sum(), tensors)
+    slope = smoothing - 1 / (1 + math.exp(h))
+    found = [x[0].item() for x in gradients]
+    assert found == pytest.approx([slope * sign for sign in (*signs, -signs[0], -signs[1])], rel=0.02, abs=1e-9)
+    assert all(x[1].isfinite() and x[1] != 0 for x in gradients)
+
+
+def test_a_batch_of_batches_is_each_of_them(normal):
+    logits, (labels, mask) = normal(0, 2, 3, 4, 5), sequences(normal)[1:]
+
+    def log_probs(logits, labels, mask):
+        return sequence_log_prob(logits, labels, mask=mask)
+
+    def gradient(logits, labels, mask):
+        return torch.func.grad(lambda x: log_probs(x, labels, mask).sum())(logits)
+
+    for function in (log_probs, gradient):
+        expected = torch.stack([function(x, labels, mask) for x in logits])
+        assert_close(torch.vmap(function, (0, None, None))(logits, labels, mask), expected)
+        last = torch.vmap(function, (3, 1, None), 1)(logits.movedim(0, 3), torch.stack([labels, labels], dim=1), mask)
+        assert_close(last.movedim(1, 0), expected)
 
 
 # Gradients

@@ -34,8 +34,8 @@ from scipy.sparse import csgraph
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "scipy", "sklearn")
 
-# tests speak of bugs, not of use; vendored code repeats other packages; the last five are not the same
-# in every wheel of a version
+# Tests describe bugs, not use; vendored code repeats other packages; the last five differ between the wheels of a
+# version.
 SKIPPED = {"tests", "testing", "benchmarks", "conftest", "externals", "extern", "_external", "_lib",
            "_version", "version", "__config__", "distutils", "_distributor_init"}  # fmt: skip
 
@@ -74,9 +74,9 @@ def docstrings() -> tuple[Entry, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
             json.dump([astuple(entry) for entry in entries], file)
-        os.replace(file.name, cached)  # whole or not at all, also when two kernels start at once
+        os.replace(file.name, cached)  # all or nothing, even when two kernels start at once
     except OSError:
-        pass  # a read-only home costs the next kernel the same ten seconds
+        pass  # with a read-only home the next kernel reads them again
     return entries
 
 
@@ -106,7 +106,7 @@ def documented(package: str) -> Iterator[tuple[str, str]]:
         source = path.read_text(encoding="utf-8")
         if '"""' not in source and "'''" not in source:
             continue
-        with warnings.catch_warnings():  # other people's invalid escape sequences
+        with warnings.catch_warnings():  # invalid escape sequences in other people's strings
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
         module = ".".join(part for part in parts if part != "__init__")
@@ -126,8 +126,8 @@ def definitions(name: str, node: ast.AST) -> Iterator[tuple[str, str]]:
 def grouped(pairs: Sequence[tuple[str, str]]) -> list[int]:
     """For each (query, document) the index of the first one of its group.
 
-    Two belong together when their queries are equal but for case and punctuation, or when at least
-    80 % of the five-word sequences of their documents, names left out, are common to both (Jaccard).
+    Two belong together when their queries are equal up to case and punctuation, or when their documents,
+    names left out, share at least 80 % of their five-word sequences (Jaccard).
     """
     runs: dict[tuple[str, ...], int] = {}
     queries: dict[tuple[str, ...], int] = {}
@@ -154,14 +154,16 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[int]:
 def split(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
     """Indices for training and for testing, about 4 to 1; no group is on both sides.
 
-    The side is drawn from a hash of the name of the group's first entry, so that an entry that comes
-    or goes moves no other.
+    The side is drawn from a hash of the name of the group's first entry, so that an entry that is added or
+    removed moves no other.
     """
-    sides: tuple[list[int], list[int]] = ([], [])
+    train: list[int] = []
+    test: list[int] = []
     for i, entry in enumerate(entries):
         digest = hashlib.sha256(entries[entry.group].name.encode()).digest()
-        sides[digest[0] % 5 == 0].append(i)
-    return sides
+        side = test if digest[0] % 5 == 0 else train
+        side.append(i)
+    return train, test
 
 
 def relevant(entries: Sequence[Entry], indices: Sequence[int]) -> list[set[int]]:
@@ -179,14 +181,14 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     >>> pixels.shape, int(labels.max())
     ((1797, 64), 9)
     """
-    from sklearn.datasets import load_digits  # a slow import that the docstrings do not need
+    from sklearn.datasets import load_digits  # slow to import, and the docstrings do not need it
 
     pixels, labels = load_digits(return_X_y=True)
     return pixels / 16.0, labels
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers; identifiers are taken apart at underscores, dots and capitals.
+    """Lower-case words and numbers; identifiers are split at underscores, dots and capitals.
 
     >>> words("GraphMatcher.is_isomorphic(G1, G2): 2 graphs")
     ['graph', 'matcher', 'is', 'isomorphic', 'g1', 'g2', '2', 'graphs']

@@ -29,7 +29,7 @@ AS_CLAIMED, OPPOSITE, NOT_SHOWN = "as claimed", "the opposite", "not shown"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its verdict, as a display object: text, a table for the page, JSON for `table`."""
+    """A claim with its verdict, as a display object: text, a table for the page, JSON for the page of evidence."""
 
     label: str
     statement: str
@@ -88,13 +88,21 @@ def measured(
     for condition, values in effects.items():
         x = np.asarray(values, dtype=float)
         mean, deviation = x.mean(), x.std(ddof=1)
+        # scipy's ttest_1samp has this interval too, but warns where all values are equal
         half = student.ppf(0.975, len(x) - 1) * deviation / len(x) ** 0.5
         if bound:
             outcome = AS_CLAIMED if (x >= 0).all() else OPPOSITE
+        elif mean - half > 0:
+            outcome = AS_CLAIMED
+        elif mean + half < 0:
+            outcome = OPPOSITE
         else:
-            outcome = AS_CLAIMED if mean - half > 0 else OPPOSITE if mean + half < 0 else NOT_SHOWN
+            outcome = NOT_SHOWN
         cases.append((condition, f"{mean:+.3f} ± {deviation:.3f}", outcome))
-    measure = f"{unit and unit + ', '}mean ± sd over {counts.pop()} seeds"
+    [seeds] = counts
+    measure = f"mean ± sd over {seeds} seeds"
+    if unit:
+        measure = f"{unit}, {measure}"
     return Claim(label, statement, experiment, tuple(cases), measure, reason)
 
 
@@ -120,8 +128,7 @@ def title(notebook: Path) -> str:
 
 def tested(chapters: Path) -> dict[Path, list[dict]]:
     """The notebooks that measured something, in order, and their claims."""
-    found = {notebook: claims(notebook) for notebook in sorted(chapters.glob("*.ipynb"))}
-    return {notebook: made for notebook, made in found.items() if made}
+    return {notebook: made for notebook in sorted(chapters.glob("*.ipynb")) if (made := claims(notebook))}
 
 
 def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
@@ -129,25 +136,6 @@ def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
     verdicts = [claim["verdict"] for claim in made]
     hold, fail = verdicts.count("holds"), verdicts.count("does not hold")
     return len(verdicts), hold, len(verdicts) - hold - fail, fail
-
-
-def table(chapters: Path) -> str:
-    """The text of evidence.md: every claim that the executed chapters measured."""
-    found = tested(chapters)
-    number, hold, conditions, fail = counted([claim for made in found.values() for claim in made])
-    lines = [
-        HEAD,
-        f"{number} statements have been tested: {hold} hold, {conditions} hold in some cases, {fail} do not hold.",
-    ]
-    for notebook, made in found.items():
-        lines += ["", f"## {title(notebook)}", "", f"Measured in {{doc}}`{notebook.stem}`.", "", *COLUMNS]
-        for claim in made:
-            link = f"[{html.escape(claim['statement'], quote=False)}](#{claim['label']})"
-            effects = "<br>".join(f"{condition}: {effect}" for condition, effect, _ in claim["cases"])
-            effects = effects.replace(" ± ", "\xa0±\xa0") + f"<br>*{claim['measure']}*"
-            cells = (link, f"**{claim['verdict']}**", effects, claim["experiment"])
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, ""])
 
 
 class Summary:
@@ -172,18 +160,3 @@ class Summary:
             f'<table class="summary"><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
             f"<tbody>{body}</tbody></table>"
         )
-
-
-HEAD = """# Evidence
-
-Each row is a statement, of the notes or about their subject, with the experiment that tested it and what
-came out. The page is generated from the outputs stored in the chapters; nothing on it is typed by hand.
-{doc}`status` says when each chapter was executed, and with which versions.
-
-An effect is signed so that positive means "as claimed", and paired by seed where two settings are
-compared; ± is the standard deviation over seeds. A case counts when the 95 % interval of its mean
-(Student's t) lies above 0; for a bound, when no seed crosses it. The interval speaks of the seeds, not
-of other data: a claim may come out otherwise on yours. Many settings are compared here, so now and then
-a case counts by luck. "As above" refers to the row before.
-"""
-COLUMNS = ("| Statement | Verdict | Effect | Experiment |", "|---|---|---|---|")

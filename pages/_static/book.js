@@ -1,25 +1,29 @@
-// What is wider or higher than its box scrolls; whoever has no pointer must be able to as well. Sizes are asked for when
-// a box comes near the screen: before, to know them would be to lay out the whole page. (The theme's script would.)
-const SCROLLABLE =
-  ".math, pre, .cell_output > .output, .jp-RenderedHTMLCommon, .claim table, .pst-scrollable-table-container";
+// What is wider than its box scrolls, and is reached by keyboard; where nothing scrolls, there is nothing to reach.
+// Sizes are asked for when a box comes near the screen: before, to know them would be to lay out the whole page.
 const measured = new IntersectionObserver(
   (entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
-    const boxes = near.map((box) => [
-      box,
-      box.scrollWidth > box.clientWidth || (box.matches("pre") && box.scrollHeight > box.clientHeight),
-    ]);
-    for (const [box, scrolls] of boxes) {
-      if (scrolls) box.tabIndex = 0;
-      else box.removeAttribute("tabindex");
-    }
+    const scrolls = near.map((box) => box.scrollWidth > box.clientWidth);
+    near.forEach((box, i) => {
+      const reached = box.querySelector(":scope > math") ?? box;
+      if (scrolls[i]) reached.tabIndex = 0;
+      else reached.removeAttribute("tabindex");
+    });
   },
   { rootMargin: "300%" },
 );
-function makeScrollableReachable() {
+function measure() {
   measured.disconnect();
-  for (const box of document.querySelectorAll(SCROLLABLE)) measured.observe(box);
+  for (const box of document.querySelectorAll("pre, .math, .table-wrapper")) measured.observe(box);
 }
-window.addEventListener("resize", makeScrollableReachable);
-window.addEventListener("load", makeScrollableReachable);
-document.fonts.addEventListener("loadingdone", makeScrollableReachable);
+addEventListener("resize", measure);
+addEventListener("load", measure);
+// A link's end is sought again while what lies around it is laid out and grows.
+function settle(frames = 12) {
+  document.querySelector(":target")?.scrollIntoView();
+  if (frames) requestAnimationFrame(() => settle(frames - 1));
+}
+addEventListener("hashchange", () => settle());
+addEventListener("load", () => {
+  if (performance.getEntriesByType("navigation")[0].type === "navigate") settle(); // else it is where it was
+});

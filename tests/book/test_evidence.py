@@ -1,6 +1,5 @@
 """Verdicts follow from the numbers, by hand-computed intervals."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -65,29 +64,6 @@ def test_a_computed_claim_compares_what_is_printed(found, verdict):
 def test_too_little_is_refused(effects, message):
     with pytest.raises(ValueError, match=message):
         evidence.measured("claim-x", "x", effects=effects, **FIVE)
-
-
-def test_the_table_is_read_from_stored_outputs(tmp_path):
-    claims = [
-        evidence.measured("claim-a", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **FIVE),
-        evidence.computed("claim-b", "b", experiment="sum", said="1", found="2"),
-    ]
-    outputs = [{"output_type": "execute_result", "data": claim._repr_mimebundle_()} for claim in claims]
-    cells = [
-        {"cell_type": "markdown", "source": "# Title\n\ntext"},
-        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "1"}, *outputs]},
-    ]
-    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
-    table = evidence.table(tmp_path)
-    assert "2 statements have been tested: 1 hold, 0 hold in some cases, 1 do not hold." in table
-    assert (
-        "| [a &lt; b \\| c](#claim-a) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
-        in table
-    )
-    assert "## Title\n\nMeasured in {doc}`01_x`." in table
-    summary = evidence.Summary(tmp_path)
-    assert repr(summary) == "Title: 2 tested, 1 hold, 0 hold in some cases, 1 do not"
-    assert '<td><a href="01_x.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
 
 
 def test_html_in_a_statement_is_text():

@@ -7,6 +7,8 @@ import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +30,10 @@ FLAGS = [
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 
+# axe-core's newest comes in a package that needs Python 3.12; the other's has the same rules.
+SOURCES = {"pytest_playwright_axe": "resources/axe.min.js", "axe_playwright_python": "axe.min.js"}
+AXE = next((files(package) / path for package, path in SOURCES.items() if find_spec(package)), None)
+
 try:
     from playwright.sync_api import Error, sync_playwright
 except ImportError:
@@ -36,8 +42,8 @@ except ImportError:
 
 def pytest_collection_modifyitems(items):
     missing = None
-    if sync_playwright is None:
-        missing = "needs playwright: make test-browser"
+    if sync_playwright is None or AXE is None:
+        missing = "needs playwright and axe: make test-browser"
     elif CHROMIUM is None:
         missing = "needs Chromium: apt-get install chromium, or CHROMIUM=<its path>"
     if missing:
@@ -93,7 +99,7 @@ def host():
 class Visit:
     """An open page, and what it asked for and complained of."""
 
-    def __init__(self, context, host, name, kept=True):
+    def __init__(self, context, host, name):
         self.page, self.host, self.problems, self.bytes = context.new_page(), host, [], {}
         self.page.on("console", self.hear)
         self.page.on("pageerror", lambda error: self.problems.append(f"script error: {error}"))
@@ -135,25 +141,26 @@ class Reader:
     def __init__(self, host):
         self.host, self.playwright, self.browser, self.contexts = host, sync_playwright().start(), None, {}
 
-    def context(self, width):
+    def context(self, width, scripts=True):
         if self.browser is None or not self.browser.is_connected():
             self.browser = self.playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             self.contexts = {}
-        if width not in self.contexts:
+        if (width, scripts) not in self.contexts:
             context = self.browser.new_context(
                 viewport={"width": width, "height": 900},
                 has_touch=width < 500,
+                java_script_enabled=scripts,
                 permissions=["clipboard-read", "clipboard-write"],
             )
             context.set_default_timeout(15_000)
-            self.contexts[width] = context
-        return self.contexts[width]
+            self.contexts[width, scripts] = context
+        return self.contexts[width, scripts]
 
-    def read(self, name, check, width=1280):
+    def read(self, name, check, width=1280, scripts=True):
         """check(visit) on a new page, up to three times if the browser crashes; its result."""
         for attempt in range(3):
             try:
-                visit = Visit(self.context(width), self.host, name)
+                visit = Visit(self.context(width, scripts), self.host, name)
                 try:
                     return check(visit)
                 finally:

@@ -2,11 +2,18 @@
 
 import json
 import platform
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 from nbformat import v4
 
-from pages.execute import execute, execute_notebook
+from pages.execute import PACKAGES, digest, execute, execute_notebook
+from pages.generate import KEY
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = ROOT / "chapters"
 
 
 @pytest.fixture
@@ -66,3 +73,19 @@ def test_a_cell_that_fails_is_named_and_the_file_left_as_it_was(book):
 def test_an_unknown_chapter_is_named(book):
     write_notebook(book, "x = 1")
     assert execute(book, ["99_nothing"]) == ["a chapter must be one of page, was 99_nothing"]
+
+
+@pytest.mark.parametrize("path", sorted(CHAPTERS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_its_code_was_run_with_the_pinned_versions(path):
+    notebook = v4.reads(path.read_text(encoding="utf-8"))
+    assert KEY in notebook.metadata, f"run: python -m pages execute {path.stem}"
+    run = dict(notebook.metadata[KEY])
+    assert run["code"] == digest(notebook), "the code changed after its run"
+    assert date(2026, 1, 1) <= date.fromisoformat(run["executed"]) <= datetime.now(UTC).date()
+    assert run["seconds"] > 0
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", ROOT.joinpath("requirements.txt").read_text(), re.MULTILINE))
+    versions = dict(run["versions"])
+    assert versions.pop("Python").rpartition(".")[0] in ("3.11", "3.12", "3.13")
+    # torch adds where it computes: 2.13.0+cpu
+    found = {name: number.partition("+")[0] for name, number in versions.items()}
+    assert found == {name: pins[name] for name in PACKAGES}

@@ -50,7 +50,9 @@ def pins(file):
 
 def test_each_file_has_its_groups():
     assert sorted(path.name for path in ROOT.glob("requirements*.txt")) == sorted(GROUPS)
-    assert {group for groups in GROUPS.values() for group in groups} | {"lock"} == set(PYPROJECT["dependency-groups"])
+    assert {group for groups in GROUPS.values() for group in groups} | {"lock", "release"} == set(
+        PYPROJECT["dependency-groups"]
+    )
 
 
 @pytest.mark.parametrize("file", GROUPS)

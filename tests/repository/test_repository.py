@@ -1,4 +1,4 @@
-"""The repository around the book: workflows, and what no file may name."""
+"""The repository around the book: workflows, forms and habits, and what no file may name."""
 
 import re
 import subprocess
@@ -15,6 +15,11 @@ from pages.sphinx import DOWNLOADS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+SCHEMAS = {
+    **dict.fromkeys(WORKFLOWS, "github-workflows"),
+    **dict.fromkeys(sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), "github-issue-forms"),
+    ROOT / "CITATION.cff": "citation-file-format",
+}
 # Folders of one machine. (?<!...) keeps addresses such as https://a.example/home/ out.
 MACHINE_PATH = re.compile(r"(?<![\w.~)}>/-])/(?:home|Users|root|work|tmp|opt|mnt|var|private)/\w|\b[A-Z]:\\Users\\")
 
@@ -24,19 +29,28 @@ def files():
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
-        pytest.skip("this is no git checkout")
+        pytest.skip("not a git checkout")
     return [ROOT / name for name in found.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_the_workflow_meets_the_schema(path):
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.name)
+def test_it_meets_its_schema(path):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{SCHEMAS[path]}", str(path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_workflow_publishes_and_tests():
-    assert [path.name for path in WORKFLOWS] == ["publish.yml", "test.yml"]
+def test_the_workflows_test_publish_and_release():
+    assert [path.name for path in WORKFLOWS] == ["publish.yml", "release.yml", "test.yml"]
+
+
+def test_the_version_is_the_changelogs_newest_and_the_one_to_cite():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d.*)\] - (\S+)$", changelog, re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (version, newest[2]) == (newest[1], str(citation["date-released"]))
+    assert citation["version"] == version
 
 
 def test_colab_opens_the_branch_to_which_the_downloads_are_pushed():

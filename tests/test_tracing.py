@@ -1,0 +1,27 @@
+"""Every function by every way that torch has to look at it without numbers, or with numbers of any batch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tracing import CALLS, WAYS
+
+LOSSES = ("info_nce", "gist_embed_loss")
+REFUSED = "RuntimeError: info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    script = Path(__file__).with_name("tracing.py")
+    result = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CALLS)
+def test_it_can_be_traced_or_says_that_it_cannot(outcomes, name, way):
+    refused = way == "vmap" and name.startswith(LOSSES)
+    assert outcomes[f"{name} / {way}"] == (REFUSED if refused else "ok")
