@@ -96,7 +96,7 @@ def stacked(loss):
 
 
 def grouped(anchor, positive, negatives=None, *, temperature=0.1, groups=None):
-    """A loss of the same form that removes positives of the anchor's own group."""
+    """Which also is a loss of the same form: without the positives of the anchor's own group."""
     scores = similarity_matrix(anchor, positive)
     weights = torch.ones_like(scores) if groups is None else (groups[:, None] != groups).to(scores.dtype)
     weights.fill_diagonal_(0)
@@ -141,13 +141,27 @@ def test_a_function_with_options_of_its_own():
 # Labels
 
 
-def test_integer_labels_are_groups(device):
+@pytest.mark.parametrize("function", [info_nce, grouped, partial(info_nce, weigh=[])])
+def test_integer_labels_are_groups(device, function):
     model = Model(device=device)
     given = columns(model, 2, device)
     labels = torch.tensor([0, 1, 0, 2, 1, 3], device=device)
-    found = value_and_gradient(SentenceTransformerLoss(model, grouped, temperature=0.2), given, labels)
-    exact(found, by_hand(model, given, partial(grouped, temperature=0.2, groups=labels)))
-    assert found[0] < SentenceTransformerLoss(model, grouped, temperature=0.2)(given)
+    loss = SentenceTransformerLoss(model, function, temperature=0.2)
+    found = value_and_gradient(loss, given, labels)
+    assert_close(found, by_hand(model, given, partial(grouped, temperature=0.2, groups=labels)))
+    assert found[0] < loss(given)
+
+
+def test_a_guided_loss_has_groups_too(device):
+    model, guide = Model(device=device), Model(1, device=device)
+    given = columns(model, 3, device)
+    labels = torch.tensor([0, 1, 0, 2, 1, 3], dtype=torch.int32, device=device)
+    a, p, n = embedded(guide, given)
+    guides = {"guide_anchor": a, "guide_positive": p, "guide_negatives": n[:, None]}
+    expected = by_hand(model, given, stacked(partial(gist_embed_loss, groups=labels, **guides)))
+    loss = SentenceTransformerLoss(model, gist_embed_loss, guide=guide)
+    exact(value_and_gradient(loss, given, labels), expected)
+    assert loss(given) != expected[0]
 
 
 # A guide
