@@ -15,7 +15,14 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from mathlib import false_negative_weights, gather_with_grad, gist_embed_loss, info_nce
+from mathlib import (
+    SentenceTransformerLoss,
+    encode_in_blocks,
+    false_negative_weights,
+    gather_with_grad,
+    gist_embed_loss,
+    info_nce,
+)
 
 # A server imports, once, what each process needs. Windows has none.
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -122,6 +129,15 @@ def encoder():
     return model
 
 
+class InBlocks(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return encode_in_blocks(self.model, x, block_size=2)
+
+
 def trained(world, rank, model, gather):
     """The parameters after three steps on inputs of which a rank sees its share."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -134,6 +150,30 @@ def trained(world, rank, model, gather):
         info_nce(*embedded, temperature=0.3, symmetric=True, gather=gather).backward()
         optimiser.step()
     return [x.detach() for x in model.parameters()]
+
+
+class Columns(nn.Module):
+    """An encoder, as the adapter wants it."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = encoder()
+
+    def forward(self, features):
+        return {"sentence_embedding": self.model(features["x"])}
+
+
+def adapted(world, rank, wrap, **options):
+    """The temperature and the parameters after three steps of the adapter, which no one wraps."""
+    temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    loss = SentenceTransformerLoss(wrap(Columns()), info_nce, temperature=temperature, **options)
+    optimiser = torch.optim.SGD(loss.parameters(), lr=0.01)
+    for step in range(3):
+        columns = [draw(20 + 2 * step + i, world * B, 6) for i in range(2)]
+        optimiser.zero_grad()
+        loss([{"x": x if rank is None else x.chunk(world)[rank]} for x in columns]).backward()
+        optimiser.step()
+    return [x.detach() for x in loss.parameters()]
 
 
 def refused(function, *args, **options):
@@ -194,6 +234,9 @@ def work(rank, world, folder, environment):
     found["half"] = scalar.grad
     for gather in (True, False):
         found["trained", gather] = trained(world, rank, DistributedDataParallel(encoder()), gather)
+    found["trained", "blocks inside"] = trained(world, rank, DistributedDataParallel(InBlocks(encoder())), True)
+    found["trained", "blocks around"] = trained(world, rank, InBlocks(DistributedDataParallel(encoder())), True)
+    found["adapted"] = adapted(world, rank, DistributedDataParallel, gather=True, block_size=2)
     found["gathering unequal rows"] = refused(gather_with_grad, torch.zeros(rank + 1))
     for name, call in differing(rank).items():
         found["differing", name] = refused(call, gather=True)
@@ -314,9 +357,18 @@ def test_compiled_too(ranks):
 def test_training_is_that_of_one_process(ranks, world):
     expected = trained(world, None, encoder(), gather=False)
     for found in ranks(world):
-        assert_close(found["trained", True], expected, rtol=0, atol=1e-6)
+        for way in (True, "blocks inside", "blocks around"):
+            assert_close(found["trained", way], expected, rtol=0, atol=1e-6)
         # each rank for itself is another loss
         assert any(not torch.allclose(x, y, atol=1e-3) for x, y in zip(found["trained", False], expected, strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_the_adapter_learns_is_what_it_learns_on_one_process(ranks, world):
+    expected = adapted(world, None, lambda model: model)
+    assert expected[0] != 0.3
+    for found in ranks(world):
+        assert_close(found["adapted"], expected, rtol=0, atol=1e-6)
 
 
 def test_no_more_than_a_block_of_scores_is_ever_alive(ranks):

@@ -45,6 +45,12 @@ def trees(path):
 
 
 @cache
+def snippets(path):
+    """The syntax tree of each code block of the Markdown: tests/peers run what these show of other libraries."""
+    return [ast.parse(code) for code in re.findall(r"```python\n(.*?)```", prose(path), re.DOTALL)]
+
+
+@cache
 def prose(path):
     """A page's Markdown."""
     text = path.read_text(encoding="utf-8")
@@ -224,7 +230,7 @@ def test_it_is_used_in_a_chapter(name):
     used = [
         path.stem
         for path in NOTEBOOKS
-        for tree in trees(path)
+        for tree in trees(path) + snippets(path)
         for node in ast.walk(tree)
         if (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
         or (isinstance(node, ast.Attribute) and node.attr == name)

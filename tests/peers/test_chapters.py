@@ -1,11 +1,9 @@
 """The code for sentence-transformers in chapters 02, 03, 04, 06 and 08, run as it stands in the text."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from mathlib import false_negative_weights, gist_embed_loss
+from mathlib import gist_embed_loss
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed: make peers")
 
@@ -29,19 +27,18 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
     model = static_model()
     names = {"model": model, "pairs": pairs}
     exec(snippet("02_false_negatives"), names)
-    trainer, rule = names["trainer"], names["rule"]
-    loss = names["WeightedInfoNCE"](model, rule)
+    trainer = names["trainer"]
 
-    # a rule that flags nothing gives the peer's loss
-    never = partial(false_negative_weights, strategy="threshold", threshold=2.0)
-    plain, plain_gradient = value_and_gradient(model, texts, names["WeightedInfoNCE"](model, never))
-    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
+    # before the rule is trusted: the peer's loss
+    plain, plain_gradient = value_and_gradient(model, texts, trainer.loss)
+    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.1)
     expected, expected_gradient = value_and_gradient(model, texts, peer)
     assert plain == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(plain_gradient, expected_gradient)
 
-    # the snippet's own rule removes candidates: at least the copy, so the loss is smaller
-    before, _ = value_and_gradient(model, texts, loss)
+    # afterwards the rule removes candidates: at least the copy, so the loss is smaller
+    trainer.state.global_step = 100
+    before, _ = value_and_gradient(model, texts, trainer.loss)
     assert before < plain
 
     # and what it removes is what cross-entropy over the rest gives
@@ -52,13 +49,17 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
         own = scores.diagonal()[:, None]
         gone = scores > own - own.abs() * 0.05
         gone.fill_diagonal_(False)
-        logits = scores.masked_fill(gone, -torch.inf) / 0.05
+        logits = scores.masked_fill(gone, -torch.inf) / 0.1
         assert gone[0, 1] and gone[1, 0]
         assert before == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.arange(8)).item(), rel=1e-5)
+    assert [share.item() for share in names["shares"]] == pytest.approx([gone.float().mean().item()] * 2)
 
+    logged = len(names["shares"])
     trainer.train()
     assert trainer.state.global_step >= 2
-    assert value_and_gradient(model, texts, loss)[0] != before
+    assert len(next(iter(trainer.get_train_dataloader()))["query_offsets"]) == 7  # its copy waits for another batch
+    assert len(names["shares"]) > logged
+    assert value_and_gradient(model, texts, trainer.loss)[0] < plain
 
 
 # Chapter 03, "Use it"
@@ -91,6 +92,11 @@ def test_the_chapters_mined_column_holds_hard_negatives_and_trains(monkeypatch, 
         negative = documents.index(row["negative"])
         assert negative in allowed
         assert scores[q, negative] == pytest.approx(hardest.item(), abs=1e-6)
+
+    columns = [rows["query"], rows["document"], rows["negative"]]
+    ours, _ = value_and_gradient(model, columns, names["trainer"].loss)
+    theirs, _ = value_and_gradient(model, columns, losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05))
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
     before = model[0].embedding.weight.detach().clone()
     names["trainer"].train()
@@ -151,20 +157,19 @@ def test_the_chapters_gist_trains_a_student_beside_a_frozen_guide(n, monkeypatch
         guide_anchor=judged[0],
         guide_positive=judged[1],
         guide_negatives=torch.cat(judged[2:]) if n else None,
+        temperature=0.1,
         margin=0.1,
     )
     model.zero_grad()
     expected.backward()
     expected_gradient = model[0].embedding.weight.grad.clone()
-    value, gradient = value_and_gradient(model, texts, scope["GIST"](model, guide, margin=0.1))
-    assert value == pytest.approx(expected.item(), rel=1e-5)
+    before, gradient = value_and_gradient(model, texts, trainer.loss)
+    assert before == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(gradient, expected_gradient)
 
-    loss = scope["GIST"](model, guide, margin=0.1)
-    before = value_and_gradient(model, texts, loss)[0]
     trainer.train()
     assert trainer.state.global_step >= 2
-    assert value_and_gradient(model, texts, loss)[0] < before
+    assert value_and_gradient(model, texts, trainer.loss)[0] < before
     torch.testing.assert_close(guide[0].embedding.weight.detach(), given, rtol=0, atol=0)
 
 

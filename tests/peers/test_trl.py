@@ -69,6 +69,9 @@ def names(tmp_path):
     }
 
 
+CURVES = ["logps/chosen", "logps/rejected", *(f"rewards/{x}" for x in ("chosen", "rejected", "margins", "accuracies"))]
+
+
 def value_and_gradient(trainer, batch):
     trainer.model.zero_grad()
     value = trainer.compute_loss(trainer.model, batch)
@@ -100,9 +103,16 @@ def test_the_chapters_trainer_computes_the_peers_loss_and_trains(names):
         assert ours == pytest.approx(theirs, rel=1e-5)
         torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-4, atol=1e-6)
 
+    # while they train, what they log is the same too
     before = value_and_gradient(trainer, batches[0])[0]
-    trainer.train()
-    assert trainer.state.global_step == 4
+    curves = []
+    for each in (trainer, peer):
+        each._metrics["train"].clear()  # of the batches above
+        each.train()
+        assert each.state.global_step == 4
+        curves.append([[entry[name] for name in CURVES] for entry in each.state.log_history if "loss" in entry])
+    assert torch.tensor(curves[0]) == pytest.approx(torch.tensor(curves[1]), rel=1e-4, abs=1e-5)
+    assert len(curves[0]) == 4
     assert value_and_gradient(trainer, batches[0])[0] < before
     frozen = language_model(0).state_dict()
     torch.testing.assert_close(names["reference"].state_dict(), frozen, rtol=0, atol=0)

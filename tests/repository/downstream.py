@@ -2,7 +2,7 @@
 """Every public name, as a program that depends on mathlib calls it. test_package.py has strict mypy and pyright read it."""
 
 from functools import partial
-from typing import assert_type
+from typing import Any, assert_type
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from mathlib import (
     DualEncoder,
     MultiHeadAttention,
+    SentenceTransformerLoss,
     attention,
     contrastive_loss,
     cosine_similarity,
     curriculum,
     dpo_loss,
+    encode_in_blocks,
     false_negative_weights,
     gather_with_grad,
     gist_embed_loss,
@@ -59,6 +61,27 @@ def losses(anchor: Tensor, positive: Tensor, negatives: Tensor) -> None:
     assert_type(guided, Tensor)
 
 
+class Column(nn.Module):
+    """A model as sentence-transformers has it: a column's features in, its embeddings out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": self.linear(features["x"])}
+
+
+def large_batches(anchor: Tensor, positive: Tensor) -> None:
+    encoder = nn.Linear(8, 4)
+    encoded = [encode_in_blocks(encoder, x, block_size=2) for x in (anchor, positive)]
+    assert_type(info_nce(*encoded), Tensor)
+    temperature = nn.Parameter(torch.tensor(0.1))
+    adapted = SentenceTransformerLoss(Column(), info_nce, block_size=2, temperature=temperature)
+    assert_type(adapted.forward([{"x": anchor}, {"x": positive}]), Tensor)
+    assert_type(adapted.get_config_dict(), dict[str, Any])
+
+
 def preferences(logits: Tensor, labels: Tensor, mask: Tensor) -> None:
     chosen = assert_type(sequence_log_prob(logits, labels, mask=mask), Tensor)
     assert_type(dpo_loss(chosen, chosen - 1, chosen, chosen, beta=0.2, label_smoothing=0.1), Tensor)
@@ -93,6 +116,7 @@ def main() -> None:
     a, b, n = (torch.eye(4, 8).roll(i, 1) for i in range(3))
     similarities(a, b)
     losses(a, b, n)
+    large_batches(a, b)
     preferences(torch.zeros(2, 3, 5), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool))
     retrieval(a, b)
     attend(torch.ones(2, 4, 8))
