@@ -26,11 +26,11 @@ class Block(NamedTuple):
 
     rows: slice
     positive: Tensor
-    """The positive's scores [R]."""
+    """The positive's scores [R], or logits where the loss `takes_logits`."""
     scores: Tensor
-    """The candidates' [R, C], -inf where there is none; may be overwritten."""
+    """The candidates' [R, C], likewise; -inf where there is none; may be overwritten."""
     scratch: Tensor
-    """[R, C], unset; may be overwritten, unless the layout is symmetric."""
+    """[R, C], unset; may be overwritten, unless the layout is symmetric: then the engine keeps the columns there."""
     excluded: Excluded
     """The entries that are not candidates."""
 
@@ -41,7 +41,9 @@ class Derivatives(NamedTuple):
     losses: Tensor
     """[R]"""
     by_scores: Tensor
-    """By the candidates' logits [R, C], each row to be multiplied by its scale. It may be the block's own memory."""
+    """By the candidates' logits [R, C], each row to be multiplied by its scale; 0 where nothing is a candidate, except
+    that the engine writes by_positive over the positive's own entry. It may be the block's own memory.
+    """
     by_positive: Tensor
     """By the positive's logit [R], to be multiplied by the scale as well."""
     scale: Tensor
@@ -49,7 +51,9 @@ class Derivatives(NamedTuple):
 
 
 class RowLoss(Protocol):
-    """A loss of each anchor that depends on the scores of its row alone."""
+    """A loss of each anchor that depends on the scores of its row alone, and on these as multiples of the temperature
+    alone: the temperature's gradient follows from that.
+    """
 
     @property
     def takes_logits(self) -> bool:
@@ -83,7 +87,7 @@ class Vectors(NamedTuple):
             return torch.mm(left, right.T, out=out)
         return products_of_halves(factor(left, self.half), factor(right, self.half), self.half, out)
 
-    def lengths_of(self, name: str) -> Tensor:
+    def inverse_lengths_of(self, name: str) -> Tensor:
         """1 / length of the embeddings of that name, one in each row [n, 1]."""
         assert self.inverse is not None
         return self.inverse.matrix(name)
@@ -93,7 +97,9 @@ class Vectors(NamedTuple):
         if self.inverse is None:
             return self.factors
         pairs = zip(self.factors, self.inverse, strict=True)
-        anchor, positive, negatives = (None if y is None or short is None else wide(y) * short for y, short in pairs)
+        anchor, positive, negatives = (
+            None if y is None or inverse is None else wide(y) * inverse for y, inverse in pairs
+        )
         assert anchor is not None and positive is not None
         return Embeddings(anchor, positive, negatives)
 
@@ -207,7 +213,7 @@ def fill(
         block = scores[:, start : start + columns.shape[0]]
         x.multiply(left_rows(left), columns, out=block)
         if x.half:
-            block.mul_(x.lengths_of(left)[rows] / t).mul_(x.lengths_of(right).T)
+            block.mul_(x.inverse_lengths_of(left)[rows] / t).mul_(x.inverse_lengths_of(right).T)
         start += columns.shape[0]
     if y.negatives is not None and layout.own_negatives(y):
         torch.bmm(wide(y.negatives[rows]), wide(left_rows("anchor"))[:, :, None], out=scores[:, :, None])
@@ -232,7 +238,9 @@ def one_pass(
     x: Vectors,
     temperature: Tensor | float,
 ) -> tuple[Tensor, Gradients]:
-    """The loss of each row and, of their sum weighted by upstream, the needed gradients, times the temperature."""
+    """The loss of each row and, of their sum weighted by upstream, the needed gradients, times the temperature, which
+    `with_gradients` divides out again.
+    """
     y = x.factors
     blocks = row_blocks(layout, y, loss.least_rows, block_size)
     losses, scores_buffer, scratch_buffer = (
@@ -289,8 +297,8 @@ def pull_rows(
         if x.half:
             # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has
             # what either of them receives.
-            block.mul_(x.lengths_of(right).T)
-            row_scale = scale * x.lengths_of(left)[rows]
+            block.mul_(x.inverse_lengths_of(right).T)
+            row_scale = scale * x.inverse_lengths_of(left)[rows]
         if of_left is not None:
             of_left[rows].addcmul_(x.multiply(block, columns.T), row_scale)
         if of_right is not None:
@@ -452,14 +460,15 @@ def with_gradients(
         losses, gradients = one_pass(loss, layout, block_size, upstream, wanted, x, t)
         along = losses.new_zeros(())
         inverse = x.inverse or (None, None, None)
-        for gradient, y, length, short in zip(gradients, x.factors, lengths, inverse, strict=False):
+        # strict=False: there may be no negatives
+        for gradient, y, length, inverse_length in zip(gradients, x.factors, lengths, inverse, strict=False):
             if gradient is not None and y is not None:
                 y = wide(y)
                 outward = torch.linalg.vecdot(gradient, y)[..., None]
                 if needed[3]:
                     along += outward.sum()
-                if short is not None:
-                    outward = outward * short**2
+                if inverse_length is not None:
+                    outward = outward * inverse_length**2
                 # keep the tangential part: a longer input has the same unit vector
                 gradient.addcmul_(y, outward, value=-1).div_(length * (t / factor))
         # a score is bilinear: score times derivative appears once for each of its two sides, and a loss knows

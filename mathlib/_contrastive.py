@@ -242,12 +242,7 @@ def info_nce(
     directions = [given]
     if symmetric and not at_once:
         directions.append(Embeddings(given.positive, given.anchor, None))
-    if torch.compiler.is_compiling():
-        found = [reduced(loss.definition(*x, temperature), reduction) for x in directions]
-    else:
-        found = [
-            blockwise(loss, layout, x, temperature, reduction=reduction, block_size=block_size) for x in directions
-        ]
+    found = [blockwise(loss, layout, x, temperature, reduction=reduction, block_size=block_size) for x in directions]
     return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
 
 

@@ -10,10 +10,11 @@ bfloat16 (AMX), and for float16, the product is float32's own.
 """
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from mathlib._similarity import no_autocast
 
 
 def factor(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,13 +51,6 @@ def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | N
             return torch.mm(a, b.mT, out=out)
         with as_bfloat16:
             return torch.mm(a, b.mT, out=out)
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager:
-    """A context in which no product of x is rounded; where autocast is off, one that costs nothing."""
-    device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 class AsBfloat16:

@@ -66,7 +66,7 @@ class Layout(NamedTuple):
     """Who is compared with whom."""
 
     rows: int
-    """How many anchors have a loss. Rows beyond these belong to other processes and are candidates only."""
+    """How many rows have a loss. Those beyond belong to other processes and are candidates only."""
     in_batch: bool
     """Whether all positives, and all anchors' negatives, are candidates of each anchor."""
     among: tuple[str, ...] = ()
@@ -83,7 +83,9 @@ class Layout(NamedTuple):
         return x.negatives is not None and x.negatives.ndim == 3 and not self.in_batch
 
     def pairings(self, x: Embeddings) -> list[tuple[str, str]]:
-        """(left, right) of each product: row b of left is compared with all rows of right."""
+        """(left, right) of each product: row b of left is compared with all rows of right. The anchor's with the
+        positive's comes first, negatives last.
+        """
         pairs = [("anchor", "positive")] if self.in_batch else []
         pairs += [(name, name) for name in self.among]
         if x.negatives is not None and not self.own_negatives(x):

@@ -136,9 +136,10 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on x's device, if it has any: "meta" has none."""
+    """Autocast off on x's device, if it has any ("meta" has none), and free where it is off already."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def tied(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ beartype_with_int_as_float = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 # The signatures' shapes are checked in tests only, in the modules of the public functions: those that they share
 # (and mathlib.book) have no shapes in their annotations.
-SHARED = {"__init__", "_blockwise", "_checks", "_rows"}
+SHARED = {"__init__", "_blockwise", "_checks", "_halves", "_namesake", "_rows"}
 MODULES = [f"mathlib.{path.stem}" for path in Path(__file__).parents[1].glob("mathlib/*.py") if path.stem not in SHARED]
 jaxtyping.install_import_hook(MODULES, "conftest.beartype_with_int_as_float")
 
