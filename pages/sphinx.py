@@ -1,9 +1,5 @@
-"""The book's Sphinx extension: the repository's address, links from functions to their chapters, warnings
-for notebooks that were not run through, equations as MathML, downloads that run elsewhere, and pages that load only
-what they use.
-
-Nothing here is imported by mathlib or by a chapter.
-"""
+"""The book's Sphinx extension: addresses, downloads that run elsewhere, links from functions to their chapters, and
+warnings for notebooks that were not run through. _config.yml names it; equations and theme are its other two parts."""
 
 import json
 import os
