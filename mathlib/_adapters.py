@@ -167,7 +167,7 @@ class SentenceTransformerLoss(nn.Module):
     def parameter(self, name: str) -> Tensor:
         """A learned option. The model is wrapped for several processes, this module is not: so the mean of theirs."""
         value: Tensor = getattr(self, name)
-        if world_size() > 1 and torch.is_grad_enabled():  # pragma: no cover - distributed
+        if world_size() > 1 and torch.is_grad_enabled():  # pragma: no cover - distributed, no mutate block
             return gathered(value[None])[0].mean(dim=0)
         return value
 

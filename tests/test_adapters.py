@@ -260,14 +260,16 @@ def copied(given):
     return [dict(column) for column in given]
 
 
-def test_blocks_are_what_the_model_is_given():
-    model = Model(dropout=0.5)
-    seen = []
-    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]["input_ids"])))
-    value = SentenceTransformerLoss(model, info_nce, block_size=4)(columns(model, 2))
-    assert seen == [4, 2, 4, 2]
+def test_blocks_are_what_model_and_guide_are_given():
+    model, guide = Model(dropout=0.5), Model(1)
+    seen = {model: [], guide: []}
+    for module in seen:
+        module.register_forward_pre_hook(lambda module, inputs: seen[module].append(len(inputs[0]["input_ids"])))
+    value = SentenceTransformerLoss(model, gist_embed_loss, guide=guide, block_size=4)(columns(model, 2))
+    assert seen == {model: [4, 2, 4, 2], guide: [4, 2, 4, 2]}
     value.backward()
-    assert sorted(seen[4:]) == [2, 2, 4, 4]
+    assert sorted(seen[model][4:]) == [2, 2, 4, 4]
+    assert len(seen[guide]) == 4
 
 
 class Wrapper:
@@ -387,8 +389,14 @@ def test_the_model_card_reads_what_was_given():
         "temperature": 0.1,
         "weigh": ["false_negative_weights(strategy='relative', margin=0.05)", "grouped"],
     }
-    loss = SentenceTransformerLoss(model, partial(gist_embed_loss, lam=0.0), guide=guide)
-    assert loss.get_config_dict() == {"loss": "gist_embed_loss(lam=0.0)", "guide": guide}
+    loss = SentenceTransformerLoss(model, partial(gist_embed_loss, lam=0.0), guide=guide, temperature=torch.tensor(0.1))
+    assert loss.get_config_dict() == {
+        "loss": "gist_embed_loss(lam=0.0)",
+        "guide": guide,
+        "temperature": torch.tensor(0.1),
+    }
+    rule = partial(min, 1, key=None)
+    assert SentenceTransformerLoss(model, info_nce, weigh=rule).get_config_dict()["weigh"] == "min(1, key=None)"
     assert not hasattr(loss, "loss")  # the library would list it as another loss
 
 
@@ -410,19 +418,21 @@ class Layer(nn.Module):
         self.forward = type("Decorator", (), {"set_layer_idx": None, "__call__": lambda self, x: model(x)})()
 
 
-def call(function=info_nce, labels=None, count=2, change=None, model=None, **options):
-    model = model or Model()
+def call(function=info_nce, labels=None, count=2, change=None, **options):
+    options.setdefault("model", Model())
     given = columns(Model(), count)
     for column in given:
         column |= change or {}
-    return SentenceTransformerLoss(model, function, **options)(given, labels)
+    return SentenceTransformerLoss(loss=function, **options)(given, labels)
 
 
 @pytest.mark.parametrize(
     "wrong, error, message",
     [
+        ({"model": None}, TypeError, "model must be a torch.nn.Module, was NoneType"),
         ({"model": info_nce}, TypeError, "model must be a torch.nn.Module, was function"),
-        ({"function": None}, TypeError, "loss must be a function, was NoneType"),
+        ({"model": ()}, TypeError, "model must be a torch.nn.Module, was tuple"),
+        ({"function": "info_nce"}, TypeError, "loss must be a function, was str"),
         ({"guide": gist_embed_loss}, TypeError, "guide must be a torch.nn.Module, was function"),
         ({"guide": Model(1)}, TypeError, "guide must be None for info_nce, which takes no guide_anchor, was given"),
         ({"function": gist_embed_loss}, TypeError, "guide must be given for gist_embed_loss, which needs guide_anchor, was None"),
@@ -452,6 +462,7 @@ def test_a_guide_that_shares_parameters_would_freeze_the_model(shared):
     model = Model()
     guide = Model(1)
     guide.words = model.words
-    with pytest.raises(ValueError, match="guide must share no parameter with model"):
+    with pytest.raises(ValueError) as caught:
         SentenceTransformerLoss(model, gist_embed_loss, guide=model if shared == "itself" else guide)
+    assert str(caught.value) == "guide must share no parameter with model: it is frozen"
     assert all(x.requires_grad for x in model.parameters())

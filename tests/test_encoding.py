@@ -352,7 +352,7 @@ def same(*inputs, **options):
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda x: encode_in_blocks(None, x, block_size=2), TypeError, "encoder must be a function or a module, was NoneType"),
+        (lambda x: encode_in_blocks("encoder", x, block_size=2), TypeError, "encoder must be a function or a module, was str"),
         (lambda x: encode_in_blocks(same, x, block_size=0), ValueError, "block_size must be an int >= 1, was 0"),
         (lambda x: encode_in_blocks(same, x, block_size=2.0), TypeError, "block_size must be an int >= 1, was float"),
         (lambda x: encode_in_blocks(same, x, block_size=None), TypeError, "block_size must be an int >= 1, was NoneType"),
