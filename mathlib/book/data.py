@@ -115,8 +115,7 @@ def documented(package: str) -> Iterator[tuple[str, str]]:
 
 def definitions(name: str, node: ast.AST) -> Iterator[tuple[str, str]]:
     """The node's own docstring, then those of the public definitions directly inside it."""
-    text = ast.get_docstring(node)
-    if text:
+    if text := ast.get_docstring(node):
         yield name, text
     for child in node.body if isinstance(node, ast.Module | ast.ClassDef) else ():
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and child.name[0] != "_":
@@ -161,8 +160,7 @@ def split(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
     test: list[int] = []
     for i, entry in enumerate(entries):
         digest = hashlib.sha256(entries[entry.group].name.encode()).digest()
-        side = test if digest[0] % 5 == 0 else train
-        side.append(i)
+        (test if digest[0] % 5 == 0 else train).append(i)
     return train, test
 
 
