@@ -138,7 +138,7 @@ def background(page):
     return luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1366, 390])  # with both sidebars, and with none
 @pytest.mark.parametrize("name", PAGES)
 def test_page(reader, name, width):
     def check(visit):
@@ -152,10 +152,10 @@ def test_page(reader, name, width):
         found += [f"{width}: scrolls, but not by keyboard: {what}" for what in page.evaluate(UNREACHABLE)]
         move_sliders(page, width)
         fold_solutions(page)
-        if width == 1280 and re.search(r"/\d\d_", name):
+        if width == 1366 and re.search(r"/\d\d_", name):
             copy_code(page)
         found += problems_of_access(page, width, colours=False)
-        if width == 1280:
+        if width == 1366:
             page.evaluate(ONE_OF_EACH_LOOK)
             for scheme in ("dark", "light"):
                 page.emulate_media(color_scheme=scheme)
