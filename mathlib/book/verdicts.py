@@ -1,0 +1,418 @@
+"""What the labs measure, and what may be said of it.
+
+A lab states a claim with `measured`: in words what its effect means, and for each case one number per fresh seed,
+above 0 as claimed. Its card shows each case's mean with a 95 % interval (Student's t; corrected after Nadeau and
+Bengio where train and test halves of one small data set overlap). Whether a case is *shown* is decided only when
+`gather` has all labs' cells before it: Benjamini and Hochberg, 5 % over the book. What it gathers is measured.json,
+next to this file; from it a chapter draws with `chart` and `record`, without running its lab.
+
+A claim *holds* (all its cases are shown), *holds in part*, is *not shown*, or is *reversed* (a case is, and none is
+shown); what follows from a definition is *derived*.
+
+>>> measured("claim-water", "Warmth raises water", of="book", effect="height after minus before", unit="mm",
+...          setting="a glass, ten tries", cases={"heated": [1.0, 1.2, 0.9, 1.1, 1.0, 1.0, 0.8, 1.0, 1.1, 0.9]},
+...          controls={"left alone": [0.1, -0.1, 0.0, 0.2, -0.2, 0.0, 0.1, -0.1, 0.0, 0.0]})
+Claim (book): Warmth raises water
+  effect: height after minus before (mm); above 0 is as claimed
+  heated: +1.000 [+0.917, +1.083], above 0
+  control, left alone: +0.000 [-0.083, +0.083], 0 inside, 0.115 would have been seen
+  10 seeds, 95 % intervals
+"""
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+
+from mathlib.book import figures
+
+MIME = "application/vnd.mathlib.measurement+json"
+FILE = Path(__file__).with_name("measured.json")
+SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
+VERDICTS = ("holds", "holds in part", NOT_SHOWN, REVERSED, "derived")
+SOURCES = re.compile(r"book|notes ([1-7]|demo)")
+SEEDS = 10
+LEVEL = 0.05
+
+# A dot for what is shown, a ring for what is not, a square for what is reversed, a diamond for a control.
+MARKS = {
+    SHOWN: (figures.POSITIVE, '<circle r="5" fill="COLOUR"/>'),
+    NOT_SHOWN: ("currentColor", '<circle r="4.5" fill="var(--paper)" stroke="COLOUR" stroke-width="1.5"/>'),
+    REVERSED: (figures.NEGATIVE, '<path d="M-5-5H5V5H-5z" fill="COLOUR"/>'),
+    "control": (figures.NEUTRAL, '<path d="M-6 0 0-6 6 0 0 6z" fill="COLOUR"/>'),
+}
+CSS = """
+.mathlib-chart{--paper:var(--pst-color-background,var(--jp-layout-color0,Canvas));margin:1rem 0}
+.mathlib-chart table{width:100%;margin:0 0 1rem;border:0;border-collapse:collapse;table-layout:fixed}
+.mathlib-chart caption{padding:0 0 .25rem;text-align:left;caption-side:top;color:inherit}
+.mathlib-chart :is(th,td){padding:0;border:0;text-align:left;font-weight:normal;line-height:1.3;overflow-wrap:anywhere}
+.mathlib-chart :is(th:first-child,tfoot td:first-child){width:34%;padding-right:.5rem}
+.mathlib-chart td:last-child{width:13.5em;padding-left:.75rem}
+.mathlib-chart svg{display:block;overflow:visible}
+.mathlib-chart small{font-size:.85em;white-space:nowrap}
+.mathlib-chart i svg{display:inline-block;vertical-align:-.2em}
+@media(max-width:36rem){.mathlib-chart td:last-child{width:6.5em;padding-left:.5rem}
+.mathlib-chart td small{display:block;font-size:.75em}}
+""".strip().replace("\n", "")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a cell shows: text, HTML for the page, and JSON to be gathered."""
+
+    plain: str
+    html: str
+    data: dict
+
+    def __repr__(self) -> str:
+        return self.plain
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        return {"text/html": self.html, "text/plain": self.plain, MIME: self.data}
+
+
+# In a lab
+
+
+def measured(
+    label: str,
+    statement: str,
+    *,
+    of: str,
+    effect: str,
+    setting: str,
+    cases: Mapping[str, Sequence[float]],
+    controls: Mapping[str, Sequence[float]] | None = None,
+    unit: str = "",
+    overlap: float | None = None,
+    least: float = 0.0,
+    jointly: bool = False,
+    bound: bool = False,
+    reason: str = "",
+    was: Sequence[str] = (),
+) -> Output:
+    """A claim about a random outcome: `cases` maps each case to one signed effect per seed.
+
+    `of` says whose statement it is: "book", or "notes" with the section. `controls` are drawn, and never count.
+    `overlap` is n_test / n_train where the seeds are splits of one data set. `least` is the smallest effect that
+    matters. With `jointly` the claim is the conjunction of its cases; with `bound`, that no seed ever crosses a
+    limit, and the effect is the distance that was left. `was` are labels under which it could once be found.
+    """
+    claim = _claim(label, statement, of, reason, was)
+    if "minus" not in effect and "above 0" not in effect:
+        raise ValueError(f"effect of {label} must say what is subtracted (... minus ...), was {effect!r}")
+    if not setting.strip():
+        raise ValueError(f"setting of {label} must say how it was measured, was {setting!r}")
+    if least < 0:
+        raise ValueError(f"least of {label} must be at least 0, was {least}")
+    controls = controls or {}
+    if not cases or cases.keys() & controls.keys():
+        raise ValueError(f"cases of {label} must be one or more, and not among its controls, had {list(cases)}")
+    tries = {**cases, **controls}
+    counts = {len(values) for values in tries.values()}
+    if len(counts) > 1 or min(counts) < SEEDS:
+        had = ", ".join(f"{len(values)} for {name!r}" for name, values in tries.items())
+        raise ValueError(f"cases of {label} must have one effect for each of the same {SEEDS} or more seeds, had {had}")
+    rows = [_row(label, name, values, overlap, least, bound) for name, values in tries.items()]
+    for row in rows[len(cases) :]:
+        row["control"] = True
+    claim |= {"effect": effect, "setting": setting, "unit": unit, "seeds": counts.pop(), "cases": rows}
+    claim |= {"overlap": overlap, "least": least, "jointly": jointly, "bound": bound}
+    lines = [f"Claim ({of}): {statement}", f"  effect: {_axis(claim)}; above 0 is as claimed"]
+    lines += [f"  {_name(row)}: {_number(row)}, {_reading(row, claim)}" for row in rows]
+    lines.append(f"  {_seeds(claim)}")
+    head = f"<strong>Claim ({of}).</strong> {html.escape(statement)}.<br>{html.escape(setting)}."
+    note = f"{_seeds(claim)}. {html.escape(reason)}"
+    return Output("\n".join(lines), _figure([_table(claim, head, _scale([claim]))], note), claim)
+
+
+def derived(
+    label: str,
+    statement: str,
+    *,
+    of: str,
+    said: str,
+    found: str,
+    slip: bool = False,
+    reason: str = "",
+    was: Sequence[str] = (),
+) -> Output:
+    """A claim that follows from a definition: what is said, and what the computation that checks it found.
+
+    With `slip` they differ, and what is said is a slip of whoever says it.
+    """
+    if (said != found) != slip:
+        expected = "differ from" if slip else "equal"
+        raise ValueError(f"found of {label} must {expected} what is said, {said!r}, was {found!r}")
+    claim = _claim(label, statement, of, reason, was) | {"cases": [], "said": said, "found": found}
+    head = f"<strong>Derived ({of}).</strong> {html.escape(statement)}."
+    plain = f"Derived ({of}): {statement}\n  {_compared(claim)}"
+    return Output(plain, _figure([_table(claim, head, None)], html.escape(reason)), claim)
+
+
+def recorded(name: str, values: Mapping[str, object]) -> Output:
+    """A curve or a table that a chapter draws, to four digits.
+
+    >>> recorded("water", {"degrees": [10, 20], "height": [1.00003, 1.23456]})
+    Recorded as water
+      degrees: [10, 20]
+      height: [1.0, 1.235]
+    """
+    kept = {key: _rounded(f"{name}, {key}", value) for key, value in values.items()}
+    plain = "\n".join([f"Recorded as {name}", *(f"  {key}: {json.dumps(kept[key])}" for key in kept)])
+    return Output(plain, f"<pre>{html.escape(plain)}</pre>", {"record": name, "values": kept})
+
+
+# In a chapter
+
+
+def chart(*labels: str) -> Output:
+    """One picture of these claims' effects, each under its statement and verdict."""
+    known = {claim["label"]: claim for claim in load()["claims"]}
+    for label in labels:
+        if label not in known:
+            raise ValueError(f"a chart's claims must be among those that the labs measured, {label} is not")
+    claims = [known[label] for label in labels]
+    return Output("\n".join(map(text, claims)), picture(claims), {"chart": list(labels)})
+
+
+def record(name: str) -> dict:
+    """What a lab recorded under this name."""
+    records = load()["records"]
+    if name not in records:
+        raise ValueError(f"a record must be one of {', '.join(records)}, was {name}")
+    return records[name]
+
+
+def load() -> dict:
+    """What was gathered: claims, in the labs' order, and records."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+# For the pages
+
+
+def stored(notebook: Path) -> list[dict]:
+    """What `measured`, `derived`, `recorded` and `chart` left in an executed notebook, in order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
+
+
+def gather(labs: Iterable[Path]) -> dict:
+    """What the labs' stored outputs hold, with the verdicts, for which all of them are needed."""
+    found = [(lab.stem, data) for lab in labs for data in stored(lab)]
+    claims = [data | {"lab": stem} for stem, data in found if "label" in data]
+    records = {data["record"]: data["values"] for _, data in found if "record" in data}
+    names = [data["record"] for _, data in found if "record" in data]
+    names += [name for claim in claims for name in (claim["label"], *claim["was"])]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"names must be unique in all labs, {name} is not")
+    judged = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
+    survive = stats.false_discovery_control([case["p"] for case in judged]) if judged else []
+    for case, p in zip(judged, survive, strict=True):
+        if p > LEVEL:
+            case["outcome"] = NOT_SHOWN
+    for claim in claims:
+        claim["verdict"] = _verdict(claim)
+    return {"claims": claims, "records": records}
+
+
+def dump(gathered: dict) -> str:
+    """The text of measured.json: what holds no other list or table stands in one line."""
+    text = json.dumps(gathered, indent=1, sort_keys=True, ensure_ascii=False)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: re.sub(r"\n *", " ", found[0]), text) + "\n"
+
+
+def text(claim: dict) -> str:
+    """A gathered claim in words."""
+    lines = [f"{claim['statement']}: {_said(claim)} ({claim['of']})"]
+    if not claim["cases"]:
+        return "\n".join([*lines, f"  {_compared(claim)}"])
+    lines.append(f"  effect: {_axis(claim)}")
+    return "\n".join(lines + [f"  {_name(case)}: {_number(case)}, {_outcome(case)}" for case in claim["cases"]])
+
+
+def picture(claims: Sequence[dict], settings: bool = False) -> str:
+    """The HTML of a chart. Claims of one unit have one scale."""
+    tables = []
+    for claim in claims:
+        place = f"labs/{claim['lab']}.html#{claim['label']}"
+        head = f'<a href="{place}">{html.escape(claim["statement"])}</a>: <strong>{html.escape(_said(claim))}</strong>.'
+        if settings and claim["cases"]:
+            head += f" {html.escape(claim['setting'])}; {_seeds(claim)}."
+        like = [other for other in claims if other["cases"] and other["unit"] == claim.get("unit")]
+        tables.append(_table(claim, head, _scale(like) if claim["cases"] else None))
+    marks = {_mark(case) for claim in claims for case in claim["cases"]}
+    keys = [f"<i>{_svg(18, _marker(mark, 50), mark)}</i> {mark}" for mark in MARKS if mark in marks]
+    return _figure(tables, ", ".join([*keys, "with 95 % intervals"]) if keys else "")
+
+
+def counted(claims: Iterable[dict]) -> dict[str, int]:
+    """How many claims have each verdict."""
+    verdicts = [claim["verdict"] for claim in claims]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def _claim(label: str, statement: str, of: str, reason: str, was: Sequence[str]) -> dict:
+    if not re.fullmatch(r"claim-[a-z0-9-]+", label):
+        raise ValueError(f"label must be claim-... in small letters, was {label!r}")
+    if not statement.strip():
+        raise ValueError(f"statement of {label} must not be empty")
+    if not SOURCES.fullmatch(of):
+        raise ValueError(f'of {label} must be "book", "notes 1" to "notes 7", or "notes demo", was {of!r}')
+    return {"label": label, "statement": statement, "of": of, "reason": reason, "was": list(was)}
+
+
+def _row(label: str, name: str, values: Sequence[float], overlap: float | None, least: float, bound: bool) -> dict:
+    x = np.asarray(values, dtype=float)
+    if not np.isfinite(x).all():
+        raise ValueError(f"cases of {label} must be finite, {name!r} had {x.tolist()}")
+    mean, spread = x.mean(), np.ptp(x) and x.std(ddof=1)  # a sum of equal numbers can be off by a rounding
+    error = spread * math.sqrt(1 / len(x) + (overlap or 0.0))
+    half, power = (stats.t.ppf(q, len(x) - 1) * error for q in (1 - LEVEL / 2, 0.8))
+    # against which value the mean is tested: it is shown above `least`, and reversed below 0
+    excess = mean - least if mean > least else min(mean, 0.0)
+    p = 2 * stats.t.sf(abs(excess) / error, len(x) - 1) if error else float(not excess)
+    outcome = NOT_SHOWN if p >= LEVEL else SHOWN if excess > 0 else REVERSED
+    if bound:
+        outcome = SHOWN if (x >= 0).all() else REVERSED
+    row = {"name": name, "outcome": outcome, "p": float(f"{max(p, 1e-6):.2g}")}
+    numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": least + half + power}
+    return row | {key: round(float(number), 3) + 0.0 for key, number in numbers.items()}
+
+
+def _rounded(name: str, value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(f"{name}, {key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(name, inner) for inner in value]
+    if isinstance(value, bool | int | str):
+        return value
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise ValueError(f"record {name} must hold finite numbers, texts, lists or tables of them, had {value!r}")
+    return round(float(f"{value:.4g}"), 6) + 0.0
+
+
+def _verdict(claim: dict) -> str:
+    outcomes = {case["outcome"] for case in claim["cases"] if "control" not in case}
+    if not outcomes:
+        return "derived"
+    if outcomes == {SHOWN}:
+        return "holds"
+    if REVERSED in outcomes and (claim["jointly"] or SHOWN not in outcomes):
+        return REVERSED
+    return "holds in part" if SHOWN in outcomes and not claim["jointly"] else NOT_SHOWN
+
+
+def _said(claim: dict) -> str:
+    """The verdict, with the cases where they differ."""
+    names: dict[str, list[str]] = {SHOWN: [], NOT_SHOWN: [], REVERSED: []}
+    for case in claim["cases"]:
+        if "control" not in case:
+            names[case["outcome"]].append(case["name"])
+    parts = [f"{outcome} for {', '.join(cases)}" for outcome, cases in names.items() if cases]
+    return f"{claim['verdict']} ({'; '.join(parts)})" if len(parts) > 1 else claim["verdict"]
+
+
+def _compared(claim: dict) -> str:
+    if claim["said"] == claim["found"]:
+        return f"computed: {claim['found']}"
+    who = "the book says" if claim["of"] == "book" else "the notes say"
+    return f"{who} {claim['said']}, it is {claim['found']}"
+
+
+def _axis(claim: dict) -> str:
+    return claim["effect"] + (f" ({claim['unit']})" if claim["unit"] else "")
+
+
+def _seeds(claim: dict) -> str:
+    overlap = claim["overlap"]
+    corrected = f", corrected for halves that overlap (n_test / n_train = {overlap:g})" if overlap else ""
+    least = f", the least that matters is {claim['least']:g}" if claim["least"] else ""
+    return f"{claim['seeds']} seeds, 95 % intervals{corrected}{least}"
+
+
+def _name(case: dict) -> str:
+    return f"control, {case['name']}" if "control" in case else case["name"]
+
+
+def _number(case: dict) -> str:
+    return f"{case['mean']:+.3f} [{case['low']:+.3f}, {case['high']:+.3f}]"
+
+
+def _reading(case: dict, claim: dict) -> str:
+    """What a lab may say, without the other labs."""
+    if claim["bound"]:
+        return "never crossed" if case["outcome"] == SHOWN else "crossed"
+    if case["outcome"] == NOT_SHOWN:
+        inside = "0 inside" if case["low"] <= 0 else f"not above {claim['least']:g}"
+        return f"{inside}, {case['sees']:.3f} would have been seen"
+    return f"above {claim['least']:g}" if case["outcome"] == SHOWN else "below 0"
+
+
+def _outcome(case: dict) -> str:
+    if "control" in case:
+        return "control"
+    return case["outcome"] + (" after correction" if case["outcome"] == NOT_SHOWN and case["p"] < LEVEL else "")
+
+
+def _mark(case: dict) -> str:
+    return "control" if "control" in case else case["outcome"]
+
+
+def _scale(claims: Sequence[dict]) -> tuple[float, float]:
+    ends = [0.0, *(case[end] for claim in claims for case in claim["cases"] for end in ("low", "high", "mean"))]
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
+
+
+def _figure(tables: Sequence[str], note: str) -> str:
+    note = f"<figcaption><small>{note}</small></figcaption>" if note.strip() else ""
+    return f'<figure class="mathlib-chart"><style>{CSS}</style>{"".join(tables)}{note}</figure>'
+
+
+def _table(claim: dict, head: str, scale: tuple[float, float] | None) -> str:
+    """A claim's rows: the case, its interval on a scale, its number."""
+    anchor = f' id="{claim["label"]}"' if "lab" in claim else ""  # in a lab, the target above the card has it
+    if scale is None:
+        return f"<p{anchor}>{head} {html.escape(_compared(claim))}.</p>"
+
+    def at(value: float) -> float:
+        return 100 * (value - scale[0]) / (scale[1] - scale[0])
+
+    rows = []
+    zero = f'<line x1="{at(0):.1f}%" x2="{at(0):.1f}%" y2="26" stroke="currentColor" opacity=".4"/>'
+    for case in claim["cases"]:
+        bar = f'<line x1="{at(case["low"]):.1f}%" x2="{at(case["high"]):.1f}%" y1="13" y2="13" stroke-width="2"'
+        bar += f' stroke="{MARKS[_mark(case)][0]}"/>'
+        words = _outcome(case) if "lab" in claim or "control" in case else _reading(case, claim)
+        svg = _svg("100%", zero + bar + _marker(_mark(case), at(case["mean"])), words)
+        mean, _, interval = _number(case).partition(" ")
+        number = f"<td>{mean} <small>{interval}</small></td>"
+        rows.append(f'<tr><th scope="row">{html.escape(_name(case))}</th><td>{svg}</td>{number}</tr>')
+    ticks = [tick for tick in MaxNLocator(3).tick_values(*scale) if scale[0] <= tick <= scale[1]]
+    labels = [f'<text x="{at(tick):.1f}%" y="12" text-anchor="middle">{tick:g}</text>' for tick in ticks]
+    look = 'height="16" fill="currentColor" font-size="11" aria-hidden="true"'
+    axis = f'<svg width="100%" {look}>{"".join(labels)}</svg>'
+    return (
+        f"<table{anchor}><caption>{head}<br><small>{html.escape(_axis(claim))}</small></caption>"
+        f"<tbody>{''.join(rows)}</tbody><tfoot><tr><td></td><td>{axis}</td><td></td></tr></tfoot></table>"
+    )
+
+
+def _marker(mark: str, percent: float) -> str:
+    colour, shape = MARKS[mark]
+    return f'<svg x="{percent:.1f}%" y="13" overflow="visible">{shape.replace("COLOUR", colour)}</svg>'
+
+
+def _svg(width: int | str, inside: str, words: str) -> str:
+    return f'<svg width="{width}" height="26" role="img" aria-label="{html.escape(words)}">{inside}</svg>'

@@ -1,0 +1,321 @@
+"""Verdicts follow from the numbers, by hand; what chapters draw and say is what the labs measured."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from nbformat import v4
+
+from mathlib.book import verdicts
+from mathlib.book.verdicts import NOT_SHOWN, REVERSED, SHOWN
+
+CHAPTERS = Path(__file__).parents[2] / "chapters"
+WORDS = {"of": "notes 1", "effect": "with minus without", "setting": "none"}
+# ten numbers of mean 0 and standard deviation 1: half their 95 % interval is 2.2622 / sqrt(10) = 0.7154
+TEN = np.array([-1.0, 1.0] * 5) * 0.9**0.5
+
+
+def measure(cases, label="claim-x", statement="x", **changes):
+    return verdicts.measured(label, statement, cases=cases, **{**WORDS, **changes})
+
+
+def lab(path, *outputs):
+    cells = [v4.new_code_cell(outputs=[v4.new_output("display_data", data=o._repr_mimebundle_())]) for o in outputs]
+    path.write_text(v4.writes(v4.new_notebook(cells=cells)), encoding="utf-8")
+    return path
+
+
+def gathered(folder, *outputs):
+    return verdicts.gather([lab(folder / "01_x.ipynb", *outputs)])
+
+
+# A case
+
+
+@pytest.mark.parametrize(("mean", "outcome"), [(0.72, SHOWN), (0.71, NOT_SHOWN), (-0.71, NOT_SHOWN), (-0.72, REVERSED)])
+def test_the_interval_decides_a_case(mean, outcome):
+    [case] = measure({"a": mean + TEN}).data["cases"]
+    assert case["outcome"] == outcome
+    assert (case["low"], case["mean"], case["high"]) == (round(mean - 0.7154, 3), mean, round(mean + 0.7154, 3))
+    assert (case["p"] < 0.05) == (outcome != NOT_SHOWN)
+
+
+def test_what_would_have_been_seen_is_seen_with_80_percent():
+    # (2.2622 + 0.8834) / sqrt(10): Student's t, 9 degrees of freedom
+    [case] = measure({"a": TEN}).data["cases"]
+    assert case["sees"] == 0.995
+    draws = np.random.default_rng(0).normal(0.995, 1, (400, 10))
+    found = [measure({"a": draw}).data["cases"][0]["outcome"] for draw in draws]
+    assert 0.74 < found.count(SHOWN) / 400 < 0.86
+
+
+def test_halves_that_overlap_widen_the_interval():
+    # Nadeau and Bengio: sqrt(1 / 10 + 0.5) in the place of sqrt(1 / 10), so 2.2622 * 0.7746 = 1.7523
+    [case] = measure({"a": 1.76 + TEN}, overlap=0.5).data["cases"]
+    assert (case["low"], case["outcome"]) == (0.008, SHOWN)
+    assert measure({"a": 1.75 + TEN}, overlap=0.5).data["cases"][0]["outcome"] == NOT_SHOWN
+    assert "n_test / n_train = 0.5" in repr(measure({"a": 1.75 + TEN}, overlap=0.5))
+
+
+def test_an_effect_must_be_above_the_least_that_matters_and_is_reversed_below_0():
+    means = {"above": 1.22, "between": 1.21, "below": -0.71, "reversed": -0.72}
+    found = [case["outcome"] for case in measure({n: m + TEN for n, m in means.items()}, least=0.5).data["cases"]]
+    assert found == [SHOWN, NOT_SHOWN, NOT_SHOWN, REVERSED]
+
+
+def test_equal_numbers_have_no_spread():
+    equal = measure({"a": [0.3] * 10, "b": [0.0] * 10, "c": [-0.3] * 10}).data["cases"]
+    assert [case["outcome"] for case in equal] == [SHOWN, NOT_SHOWN, REVERSED]
+    assert equal[0]["low"] == equal[0]["high"] == 0.3
+
+
+def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
+    kept = measure({"a": [0.0] * 9 + [9.0]}, bound=True)
+    crossed = measure({"a": [9.0] * 9 + [-0.001]}, label="claim-y", bound=True)
+    assert "a: +0.900" in repr(kept) and "never crossed" in repr(kept) and ", crossed" in repr(crossed)
+    assert [claim["verdict"] for claim in gathered(tmp_path, kept, crossed)["claims"]] == ["holds", REVERSED]
+
+
+# A verdict
+
+
+@pytest.mark.parametrize(
+    ("means", "jointly", "said"),
+    [
+        ({"a": 2, "b": 3}, False, "holds"),
+        ({"a": 2, "b": 0, "c": -2}, False, "holds in part (shown for a; not shown for b; reversed for c)"),
+        ({"a": 2, "b": 0}, True, "not shown (shown for a; not shown for b)"),
+        ({"a": 2, "b": -2}, True, "reversed (shown for a; reversed for b)"),
+        ({"a": 0, "b": 0}, False, "not shown"),
+        ({"a": 0, "b": -2}, False, "reversed (not shown for a; reversed for b)"),
+    ],
+)
+def test_a_verdict_sums_up_its_cases(tmp_path, means, jointly, said):
+    controls = {"control": TEN - 3}
+    claim = measure({name: mean + TEN for name, mean in means.items()}, jointly=jointly, controls=controls)
+    [claim] = gathered(tmp_path, claim)["claims"]
+    assert verdicts.text(claim).splitlines()[0] == f"x: {said} (notes 1)"
+    assert said.partition(" (")[0] == claim["verdict"] in verdicts.VERDICTS
+
+
+def test_cases_are_corrected_over_the_whole_book_by_benjamini_and_hochberg(tmp_path):
+    # p of 0.72 + TEN is 0.0486: alone it is shown, as one of four it would have to be below 0.05 / 4
+    weak = measure({"weak": 0.72 + TEN})
+    [alone] = gathered(tmp_path, weak)["claims"]
+    assert alone["verdict"] == "holds"
+    others = measure({"a": TEN, "b": TEN, "c": TEN}, label="claim-y", controls={"d": 9 + TEN})
+    bound = measure({"a": [0.0] * 10}, label="claim-z", bound=True)
+    weak_claim, _, bound_claim = gathered(tmp_path, weak, others, bound)["claims"]
+    assert weak_claim["verdict"] == NOT_SHOWN and bound_claim["verdict"] == "holds"
+    assert "weak: +0.720 [+0.005, +1.435], not shown after correction" in verdicts.text(weak_claim)
+    # of four, the two smallest may be .0125 and .025: p is .020 and .024 in the first try, .020 and .040 in the second
+    for second, shown in ((0.857, ["a", "b"]), (0.758, [])):
+        means = {"a": 0.892, "b": second, "c": 0.5, "d": 0.2}
+        [claim] = gathered(tmp_path, measure({name: mean + TEN for name, mean in means.items()}))["claims"]
+        assert [case["name"] for case in claim["cases"] if case["outcome"] == SHOWN] == shown
+
+
+def test_what_follows_from_a_definition_is_checked_and_counts_apart(tmp_path):
+    right = verdicts.derived("claim-a", "a", of="book", said="log 2", found="log 2")
+    slip = verdicts.derived("claim-b", "b", of="notes demo", said="0.974", found="0.975", slip=True)
+    found = gathered(tmp_path, right, slip)["claims"]
+    assert [verdicts.text(claim) for claim in found] == [
+        "a: derived (book)\n  computed: log 2",
+        "b: derived (notes demo)\n  the notes say 0.974, it is 0.975",
+    ]
+    assert verdicts.counted(found) == dict.fromkeys(verdicts.VERDICTS, 0) | {"derived": 2}
+    for said, found, slip in (("1", "2", False), ("1", "1", True)):
+        with pytest.raises(ValueError, match="found of claim-a must"):
+            verdicts.derived("claim-a", "a", of="book", said=said, found=found, slip=slip)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "x"}, "label must be claim-..., was 'x'".replace("...,", "... in small letters,")),
+        ({"statement": " "}, "statement of claim-x must not be empty"),
+        ({"of": ""}, "of claim-x must be \"book\", .* was ''"),
+        ({"of": "notes 8"}, "was 'notes 8'"),
+        ({"effect": ""}, "effect of claim-x must say what is subtracted .*, was ''"),
+        ({"effect": "mAP"}, "effect of claim-x must say what is subtracted .*, was 'mAP'"),
+        ({"setting": ""}, "setting of claim-x must say how it was measured, was ''"),
+        ({"least": -0.1}, "least of claim-x must be at least 0, was -0.1"),
+        ({"cases": {}}, r"cases of claim-x must be one or more, .* had \[\]"),
+        ({"controls": {"a": TEN}}, r"not among its controls, had \['a'\]"),
+        ({"cases": {"a": []}}, "the same 10 or more seeds, had 0 for 'a'"),
+        ({"cases": {"a": [1.0] * 9}}, "the same 10 or more seeds, had 9 for 'a'"),
+        ({"cases": {"a": TEN, "b": [1.0] * 11}}, "had 10 for 'a', 11 for 'b'"),
+        ({"controls": {"b": [1.0] * 11}}, "had 10 for 'a', 11 for 'b'"),
+        ({"cases": {"a": [*TEN[1:], float("nan")]}}, "cases of claim-x must be finite, 'a' had .*nan"),
+    ],
+)
+def test_an_incomplete_claim_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        measure(**{"cases": {"a": TEN}, **changes})
+
+
+def test_unknown_claims_and_records_are_named():
+    with pytest.raises(ValueError, match="claims must be among those that the labs measured, claim-unheard is not"):
+        verdicts.chart("claim-unheard")
+    with pytest.raises(ValueError, match="a record must be one of .*, was unheard"):
+        verdicts.record("unheard")
+
+
+def test_a_name_can_stand_for_one_thing_only(tmp_path):
+    with pytest.raises(ValueError, match="unique in all labs, claim-x is not"):
+        gathered(tmp_path, measure({"a": TEN}), measure({"a": TEN}, label="claim-y", was=["claim-x"]))
+    with pytest.raises(ValueError, match="unique in all labs, c is not"):
+        gathered(tmp_path, verdicts.recorded("c", {}), verdicts.recorded("c", {}))
+
+
+@pytest.mark.parametrize("value", [float("inf"), None, np.ones(2), {"deep": [float("nan")]}])
+def test_a_record_holds_what_a_file_can_hold(value):
+    with pytest.raises(ValueError, match="record curve, x.* must hold finite numbers"):
+        verdicts.recorded("curve", {"x": value})
+
+
+# What is gathered, and drawn
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """Two claims, the first with a control, in a file of their own."""
+    first = measure(
+        {"a < b": 2 + TEN, "c": 0 + TEN},
+        controls={"at random": TEN},
+        statement="1 < 2 | 3",
+        unit="mAP",
+        was=["claim-w"],
+    )
+    slip = verdicts.derived("claim-y", "y", of="notes demo", said="1", found="2", slip=True)
+    data = gathered(tmp_path, first, slip, verdicts.recorded("curve", {"x": [1, 0.12345678], "y": {"z": 1e-4}}))
+    file = tmp_path / "measured.json"
+    file.write_text(verdicts.dump(data), encoding="utf-8")
+    monkeypatch.setattr(verdicts, "FILE", file)
+    return data
+
+
+def test_the_file_is_what_was_gathered_a_case_in_a_line(book):
+    assert verdicts.load() == book
+    assert verdicts.record("curve") == {"x": [1, 0.1235], "y": {"z": 1e-4}}
+    lines = verdicts.FILE.read_text(encoding="utf-8").splitlines()
+    assert sum('"name": "a < b"' in line and '"mean": 2.0' in line for line in lines) == 1
+
+
+def test_a_chart_says_what_it_draws(book):
+    drawn = verdicts.chart("claim-x", "claim-y")
+    assert repr(drawn).splitlines() == [
+        "1 < 2 | 3: holds in part (shown for a < b; not shown for c) (notes 1)",
+        "  effect: with minus without (mAP)",
+        "  a < b: +2.000 [+1.285, +2.715], shown",
+        "  c: +0.000 [-0.715, +0.715], not shown",
+        "  control, at random: +0.000 [-0.715, +0.715], control",
+        "y: derived (notes demo)",
+        "  the notes say 1, it is 2",
+    ]
+    page = BeautifulSoup(drawn.html, "html.parser")
+    assert [row.get_text(" ", strip=True) for row in page.select("tbody tr")] == [
+        "a < b +2.000 [+1.285, +2.715]",
+        "c +0.000 [-0.715, +0.715]",
+        "control, at random +0.000 [-0.715, +0.715]",
+    ]
+    assert [svg["aria-label"] for svg in page.select("tbody td > svg")] == ["shown", "not shown", "control"]
+    assert [tag["id"] for tag in page.find_all(id=True)] == ["claim-x", "claim-y"]
+    assert [link["href"] for link in page.find_all("a")] == [f"labs/01_x.html#claim-{x}" for x in "xy"]
+    caption = page.caption.get_text(" ", strip=True)
+    assert caption.startswith("1 < 2 | 3 : holds in part (shown for a < b; not shown for c)")
+
+
+def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):
+    page = BeautifulSoup(verdicts.chart("claim-x").html, "html.parser")
+    drawn = page.select("tbody td > svg")
+
+    def at(tag, name="x"):
+        return float(tag[name].rstrip("%"))
+
+    zero, (low, high) = at(drawn[0].line, "x1"), [at(drawn[0].find_all("line")[1], end) for end in ("x1", "x2")]
+    middle = at(drawn[0].svg)
+    assert low < middle < high <= 100 and abs((low + high) / 2 - middle) < 0.11
+    # 2 is to 2.715 as the dot's way from 0 is to the interval's end
+    assert abs((middle - zero) / (high - zero) - 2 / 2.7154) < 0.01
+    assert all(abs(at(svg.svg) - zero) < 0.11 for svg in drawn[1:])
+    shapes = {re.sub(r"#\w+", "", "".join(map(str, svg.svg.contents))) for svg in drawn}
+    assert len(shapes) == 3
+
+
+def test_statements_are_text_not_html(book):
+    assert "<b>" not in measure({"<b>": TEN}, statement="<b>", reason="<b>", setting="<b>").html
+    assert "1 &lt; 2" in verdicts.chart("claim-x").html
+
+
+# The book
+
+
+NOTEBOOKS = sorted(CHAPTERS.glob("*.ipynb"))
+PAGES = [*NOTEBOOKS, *sorted(CHAPTERS.glob("labs/*.ipynb")), *sorted(CHAPTERS.glob("*.md"))]
+# [+0.024](labs/06_gist.ipynb#claim-gist-mask "200 labels, margin 0"): a case's mean, or a verdict
+QUOTED = re.compile(r'\[([^\]]+)\]\([^)\s]*#(claim-[\w-]+)\s+"([^"]+)"\)')
+
+
+def misquoted(prose, claims):
+    """The sentences' numbers and verdicts that are not the file's."""
+    problems, known = [], {claim["label"]: claim for claim in claims}
+    for words, label, title in QUOTED.findall(prose):
+        if label not in known:
+            problems.append(f"{label} was not measured")
+            continue
+        means = {case["name"]: case["mean"] for case in known[label]["cases"]}
+        numbers = re.findall(r"[+\N{MINUS SIGN}-]?\d+(?:\.\d+)?", words)
+        if title in verdicts.VERDICTS:
+            if title != known[label]["verdict"]:
+                problems.append(f"{label}: {known[label]['verdict']}, not {title}")
+        elif title not in means:
+            problems.append(f"{label} has no case {title}")
+        elif len(numbers) != 1:
+            problems.append(f"{label}, {title}: one number, not {words}")
+        else:
+            number = numbers[0].replace("\N{MINUS SIGN}", "-")
+            digits = len(number.partition(".")[2])
+            if abs(float(number) - means[title]) > 0.5 * 10**-digits + 1e-9:
+                problems.append(f"{label}, {title}: {means[title]:+.3f}, not {words}")
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("prose", "problem"),
+    [
+        ('gains [+2.000 mAP](labs/x.ipynb#claim-x "a < b") and [\N{MINUS SIGN}0.0](#claim-x "c")', None),
+        ('[2.0](#claim-x "a < b"), [helps](#claim-x "holds in part"), [0.3](#claim-x)', None),
+        ('[+2.001](#claim-x "a < b")', "claim-x, a < b: +2.000, not +2.001"),
+        ('[-2.0](#claim-x "a < b")', "claim-x, a < b: +2.000, not -2.0"),
+        ('[two](#claim-x "a < b")', "claim-x, a < b: one number, not two"),
+        ('[helps](#claim-x "holds")', "claim-x: holds in part, not holds"),
+        ('[2.0](#claim-x "b")', "claim-x has no case b"),
+        ('[2.0](#claim-z "b")', "claim-z was not measured"),
+    ],
+)
+def test_a_sentence_quotes_the_file(book, prose, problem):
+    assert misquoted(prose, book["claims"]) == ([problem] if problem else [])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(CHAPTERS).as_posix())
+def test_numbers_and_verdicts_in_sentences_are_the_files(path):
+    prose = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        prose = "\n\n".join(c["source"] for c in v4.reads(prose).cells if c["cell_type"] == "markdown")
+    assert misquoted(prose, verdicts.load()["claims"]) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_charts_are_drawn_from_the_file_as_it_is(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for data in (o["data"] for cell in cells for o in cell.get("outputs", []) if verdicts.MIME in o.get("data", {})):
+        drawn = verdicts.chart(*data[verdicts.MIME]["chart"])
+        assert "".join(data["text/plain"]) == repr(drawn), f"run: python -m pages execute {path.stem}"
+        assert "".join(data["text/html"]) == drawn.html, f"run: python -m pages execute {path.stem}"
