@@ -14,9 +14,11 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="assert that each page is there with text, and that links resolve")
     command.add_argument("--output", type=Path, default=root / "_build", help="the book is in OUTPUT/html")
-    command = commands.add_parser("execute", help="run the chapters again in place, then write what `evidence` writes")
-    command.add_argument("chapters", nargs="*", help="e.g. 01_infonce; all by default")
-    commands.add_parser("evidence", help="write the pages and the picture made of what the chapters store")
+    command = commands.add_parser("execute", help="run notebooks again in place, then write what `evidence` writes")
+    command.add_argument("notebooks", nargs="*", help="e.g. labs/01_infonce 01_infonce; all by default")
+    commands.add_parser(
+        "evidence", help="write measured.json, the pages and the picture made of what the notebooks store"
+    )
     options = parser.parse_args()
 
     # each command with its own libraries: the chapters' take seconds to import
@@ -27,7 +29,7 @@ def main() -> None:
     elif options.command == "execute":
         from pages.execute import execute
 
-        problems = execute(root, options.chapters)
+        problems = execute(root, options.notebooks)
     else:
         from pages.generate import generate
 

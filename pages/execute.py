@@ -1,4 +1,4 @@
-"""Run the chapters again; store what they print, when they were run, how long it took and with which versions."""
+"""Run the notebooks again; store what they print, when they were run, how long it took and with which versions."""
 
 import hashlib
 import json
@@ -13,29 +13,34 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import v4, validate
 from sphinx_external_toc.parsing import parse_toc_yaml
 
-from pages.generate import KEY, generate
+from pages.generate import KEY, generate, write_measured
 
 CELL_SECONDS = 60
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "networkx", "matplotlib")
 
 
 def execute(root: Path, names: list[str]) -> list[str]:
-    """Run the chapters again, each in a new kernel, and renew what is made of them; the problems, or []."""
-    first, *others = (root / f"{page}.ipynb" for page in parse_toc_yaml(root / "_toc.yml"))
-    # the first page sums up what the others measured
-    notebooks = {path.stem: path for path in [*others, first] if path.exists()}
+    """Run the notebooks again, each in a new kernel, and renew what is made of them; the problems, or []."""
+    first, *others = (page.removeprefix("chapters/") for page in parse_toc_yaml(root / "_toc.yml"))
+    # chapters draw what the labs measured, and the first page sums it up
+    others.sort(key=lambda page: not page.startswith("labs/"))
+    notebooks = {page: path for page in [*others, first] if (path := root / "chapters" / f"{page}.ipynb").exists()}
     for name in names:
         if name not in notebooks:
-            return [f"a chapter must be one of {', '.join(notebooks)}, was {name}"]
-    for stem, path in notebooks.items():
-        if (not names or stem in names) and (problem := execute_notebook(path)):
-            return [problem]
+            return [f"a notebook must be one of {', '.join(notebooks)}, was {name}"]
+    for page, path in notebooks.items():
+        if not names or page in names:
+            if problem := execute_notebook(path):
+                return [problem]
+            if page.startswith("labs/"):
+                write_measured(root)
     generate(root)
     return []
 
 
 def execute_notebook(path: Path) -> str | None:
     """Run one notebook and store its outputs; the problem, or None."""
+    name = f"{'labs/' * (path.parent.name == 'labs')}{path.stem}"
     before = path.read_text(encoding="utf-8")
     notebook = v4.reads(before)
     normalise(notebook)
@@ -45,7 +50,7 @@ def execute_notebook(path: Path) -> str | None:
 
     def begin(cell, cell_index):
         begun.append(cell)
-        print(f"\r{path.stem}: cell {len(begun)} of {len(code)}", end="", flush=True)
+        print(f"\r{name}: cell {len(begun)} of {len(code)}", end="", flush=True)
 
     client = NotebookClient(
         notebook,
@@ -65,7 +70,7 @@ def execute_notebook(path: Path) -> str | None:
         print()
         return f"{path}: code cell {len(begun)} failed, and the file was left as it was.\n\n{error}"
     seconds = time.perf_counter() - started
-    print(f"\r{path.stem}: {len(code)} cells, {seconds:.1f} s")
+    print(f"\r{name}: {len(code)} cells, {seconds:.1f} s")
 
     normalise(notebook)
     validate(notebook)

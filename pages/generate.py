@@ -1,56 +1,98 @@
-"""Write what is made of the chapters' stored outputs: the pages of evidence and status, and README's picture."""
+"""Write what is made of the notebooks' stored outputs: the file of the labs' measurements, which chapters draw, the
+pages of evidence and status, and README's picture."""
 
 import json
 import re
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
-from mathlib.book.evidence import counted, tested, title
+from mathlib.book import verdicts
+from mathlib.book.evidence import counted, tested
+from mathlib.book.verdicts import title
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
+MEASURED = Path("mathlib", "book", "measured.json")
 # a | within a table's cell would end it
 templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "_templates"),
     trim_blocks=True,
     keep_trailing_newline=True,
-    finalize=lambda value: str(value).replace("|", "\\|"),
+    finalize=lambda value: value if isinstance(value, Markup) else str(value).replace("|", "\\|"),
 )
 
 
 def generate(root: Path) -> None:
     chapters = root / "chapters"
+    write_measured(root)
     made = {
-        chapters / "evidence.md": evidence_page(chapters),
-        chapters / "status.md": status_page(chapters),
-        root / "pages" / "_static" / "readme.svg": picture(chapters),
+        chapters / "evidence.md": evidence_page(root),
+        chapters / "status.md": status_page(root),
+        root / "pages" / "_static" / "readme.svg": picture(root),
     }
     for path, text in made.items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"wrote {path.relative_to(root)}")
 
 
-def evidence_page(chapters: Path) -> str:
-    """Every claim that the executed chapters measured."""
-    found = tested(chapters)
-    counts = counted([claim for made in found.values() for claim in made])
-    chapters = [(title(notebook), notebook.stem, made) for notebook, made in found.items()]
-    return templates.get_template("evidence.md").render(counts=counts, chapters=chapters)
+def write_measured(root: Path) -> None:
+    root.joinpath(MEASURED).write_text(measurements(root), encoding="utf-8", newline="\n")
+    print(f"wrote {MEASURED.as_posix()}")
 
 
-def status_page(chapters: Path) -> str:
+def measurements(root: Path) -> str:
+    """What the labs' outputs hold, with the verdicts."""
+    return verdicts.dump(verdicts.gather(sorted(root.glob("chapters/labs/*.ipynb"))))
+
+
+def evidence_page(root: Path) -> str:
+    """What to do, and every claim that was measured: the notes' by section, then the book's."""
+    gathered = json.loads(root.joinpath(MEASURED).read_text(encoding="utf-8"))
+    claims = gathered["claims"]
+    groups: dict[str, list[tuple]] = {"What the notes state": [], "What the book adds": []}
+    for stem, name in gathered["sections"].items():
+        for heading, ours in zip(groups, (False, True), strict=True):
+            if mine := [claim for claim in claims if claim["lab"] == stem and (claim["of"] == "book") == ours]:
+                groups[heading].append((name, stem, mine))
+    found = tested(root / "chapters")
+    return templates.get_template("evidence.md").render(
+        advice=advice(root, claims),
+        counts=verdicts.counted(claims),
+        groups=groups,
+        picture=lambda mine: Markup(verdicts.picture(mine, settings=True)),
+        old_counts=counted([claim for made in found.values() for claim in made]),
+        old=[(title(notebook), notebook.stem, made) for notebook, made in found.items()],
+    )
+
+
+def advice(root: Path, claims: list[dict]) -> list[dict]:
+    """The lines of advice.yml; each names the claims that it rests on, with the verdicts that they must have."""
+    known = {claim["label"]: claim for claim in claims}
+    lines = yaml.safe_load(root.joinpath("pages", "advice.yml").read_text(encoding="utf-8"))
+    for line in lines:
+        for label, verdict in line["why"].items():
+            found = known[label]["verdict"] if label in known else "not measured"
+            if found != verdict:
+                raise ValueError(f"advice.yml: {line['situation']}: {label} must be {verdict!r}, was {found!r}")
+    return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
+
+
+def status_page(root: Path) -> str:
     """One table for each set of versions."""
     groups: dict[str, list[tuple]] = {}
-    for path in sorted(chapters.glob("*.ipynb")):
+    for path in [*sorted(root.glob("chapters/*.ipynb")), *sorted(root.glob("chapters/labs/*.ipynb"))]:
         run = json.loads(path.read_text(encoding="utf-8"))["metadata"][KEY]
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-        groups.setdefault(versions, []).append((title(path), path.name, run))
+        place = path.relative_to(root / "chapters").as_posix()
+        groups.setdefault(versions, []).append((title(path), place, run))
     return templates.get_template("status.md").render(groups=groups)
 
 
-def picture(chapters: Path) -> str:
+def picture(root: Path) -> str:
     """The last frame of the first page's figure, in colours that stand on any background."""
-    text = (chapters / "index.ipynb").read_text(encoding="utf-8")
+    text = root.joinpath("chapters", "index.ipynb").read_text(encoding="utf-8")
     outputs = [output for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
     html = "".join(next(o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})))
     svg = re.findall(r"<svg .*?</svg>", html, re.DOTALL)[-1]

@@ -1,5 +1,6 @@
-"""The book's Sphinx extension: addresses, downloads that run elsewhere, links from functions to their chapters, and
-warnings for notebooks that were not run through. _config.yml names it; equations and theme are its other two parts."""
+"""The book's Sphinx extension: addresses, old ones too, downloads that run elsewhere, links from functions to their
+chapters and from sentences to claims, and warnings for notebooks that were not run through. _config.yml names it;
+equations and theme are its other two parts."""
 
 import json
 import os
@@ -28,6 +29,8 @@ def repository() -> tuple[str, str] | None:
     return f"{server}/{name}", site
 
 
+# [helps](labs/06_gist.ipynb#claim-gist-mask "holds")
+CLAIM_LINK = re.compile(r"\]\(labs/\w+\.ipynb#(?=claim-)")
 # These read files of the repository, so they run in a clone only.
 IN_CLONE = {"chapters/index", "chapters/performance"}
 # Colab opens what is in a branch, and publish.yml pushes the downloads to this one.
@@ -78,6 +81,25 @@ def link_chapter(app, what, name, obj, options, lines) -> None:
             return
 
 
+def link_claims(app, docname, source) -> None:
+    """A claim's link names its lab, which a notebook's reader can open; here labels are known without."""
+    source[0] = CLAIM_LINK.sub(r"](#", source[0])
+
+
+def lead_on(app, pagename, templatename, context, doctree) -> None:
+    """What a chapter's address once led to stands in its lab, perhaps under another name."""
+    file = Path(app.confdir, "mathlib", "book", "measured.json")
+    claims = json.loads(file.read_text(encoding="utf-8"))["claims"] if file.exists() else []
+    moved = {
+        label: f"labs/{claim['lab']}.html#{claim['label']}"
+        for claim in claims
+        for label in (claim["label"], *claim["was"])
+        if pagename == f"chapters/{claim['lab']}" and f'id="{label}"' not in context["body"]
+    }
+    if moved:
+        context["body"] += f"<script>const moved = {json.dumps(moved, sort_keys=True)}</script>"
+
+
 def warn_of_bad_cells(app, docname, source) -> None:
     """The build does not run the chapters, so a cell that failed, or was not run in its place, is looked for here."""
     if not str(app.env.doc2path(docname)).endswith(".ipynb"):
@@ -103,4 +125,6 @@ def setup(app) -> dict:
     # Before napoleon, which would read on into the line as part of a section.
     app.connect("autodoc-process-docstring", link_chapter, priority=400)
     app.connect("source-read", warn_of_bad_cells)
+    app.connect("source-read", link_claims)
+    app.connect("html-page-context", lead_on)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

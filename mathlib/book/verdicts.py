@@ -191,6 +191,20 @@ def record(name: str) -> dict:
     return records[name]
 
 
+def summary() -> Output:
+    """How the claims of each section came out: the first page's table."""
+    gathered = load()
+    lines, body = [], ""
+    for stem, name in gathered["sections"].items():
+        counts = counted(claim for claim in gathered["claims"] if claim["lab"] == stem)
+        lines.append(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
+        cells = "".join(f"<td>{count}</td>" for count in counts.values())
+        body += f'<tr><td><a href="labs/{stem}.html">{html.escape(name)}</a></td>{cells}</tr>'
+    heads = "".join(f"<th>{head.capitalize()}</th>" for head in ("section", *VERDICTS))
+    page = f'<table class="summary"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return Output("\n".join(lines), page, {"summary": True})
+
+
 def load() -> dict:
     """What was gathered: claims, in the labs' order, and records."""
     return json.loads(FILE.read_text(encoding="utf-8"))
@@ -206,7 +220,13 @@ def stored(notebook: Path) -> list[dict]:
     return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
 
 
-def gather(labs: Iterable[Path]) -> dict:
+def title(notebook: Path) -> str:
+    """The heading that the notebook opens with."""
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return first.partition("\n")[0].lstrip("# ")
+
+
+def gather(labs: Sequence[Path]) -> dict:
     """What the labs' stored outputs hold, with the verdicts, for which all of them are needed."""
     found = [(lab.stem, data) for lab in labs for data in stored(lab)]
     claims = [data | {"lab": stem} for stem, data in found if "label" in data]
@@ -223,7 +243,8 @@ def gather(labs: Iterable[Path]) -> dict:
             case["outcome"] = NOT_SHOWN
     for claim in claims:
         claim["verdict"] = _verdict(claim)
-    return {"claims": claims, "records": records}
+    sections = {lab.stem: title(lab).removeprefix("Lab: ") for lab in labs}
+    return {"claims": claims, "records": records, "sections": sections}
 
 
 def dump(gathered: dict) -> str:

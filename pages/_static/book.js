@@ -27,3 +27,10 @@ addEventListener("hashchange", () => settle());
 addEventListener("load", () => {
   if (performance.getEntriesByType("navigation")[0].type === "navigate") settle(); // else it is where it was
 });
+// A claim's old address: it moved to a lab.
+function leadOn() {
+  const place = typeof moved === "undefined" ? undefined : moved[location.hash.slice(1)];
+  if (place) location.replace(place);
+}
+addEventListener("hashchange", leadOn);
+addEventListener("load", leadOn);

@@ -13,12 +13,14 @@ from nbformat import v4
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import mathlib
+from mathlib.book import evidence, verdicts
 from pages.execute import normalise
 from pages.sphinx import CHAPTER_LINE
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = ROOT / "chapters"
-NOTEBOOKS = sorted(CHAPTERS.glob("*.ipynb"))
+LABS = sorted(CHAPTERS.glob("labs/*.ipynb"))
+NOTEBOOKS = [*sorted(CHAPTERS.glob("*.ipynb")), *LABS]
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 PLANNED = (
     "00_cosine_similarity 01_infonce 02_false_negatives 03_hard_negatives 04_dual_encoder 05_dpo 06_gist "
@@ -29,7 +31,8 @@ EXCLUDING = {
     *("NBVAL_SKIP", "NBVAL_IGNORE_OUTPUT", "NBVAL_RAISES_EXCEPTION", "PYTEST_VALIDATE_IGNORE_OUTPUT"),
 }
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.relative_to(CHAPTERS).as_posix())
+each_lab = pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
 each_name = pytest.mark.parametrize("name", mathlib.__all__)
 
 
@@ -71,12 +74,13 @@ def chapter_line(name):
 
 
 def test_each_file_is_in_the_table_of_contents_and_each_entry_is_a_file():
-    files = {f"chapters/{path.stem}" for path in CHAPTERS.iterdir() if path.suffix in (".ipynb", ".md")}
-    assert sorted(files) == sorted(PAGES)
+    files = [*CHAPTERS.glob("*.ipynb"), *CHAPTERS.glob("*.md"), *LABS]
+    assert sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in files) == sorted(PAGES)
 
 
-def test_the_sections_stand_in_the_order_of_the_notes():
-    stems = [Path(page).stem for page in PAGES]
+@pytest.mark.parametrize("folder", ["chapters", "chapters/labs"])
+def test_the_sections_stand_in_the_order_of_the_notes(folder):
+    stems = [Path(page).stem for page in PAGES if Path(page).parent.as_posix() == folder]
     sections = [stem for stem in stems if stem[0].isdigit()]
     assert sections == [stem for stem in PLANNED if stem in stems]
 
@@ -143,6 +147,32 @@ def test_it_redefines_no_public_name(path):
         assert sorted(bound & public) == [], f"code cell {number}"
 
 
+# Labs
+
+
+@each_lab
+def test_a_lab_is_named_after_its_chapter_leads_to_it_and_hides_no_code(path):
+    heading, _, text = prose(path).partition("\n")
+    chapter = CHAPTERS / path.name
+    assert heading == f"# Lab: {prose(chapter).partition(chr(10))[0].removeprefix('# ')}"
+    assert f"{{doc}}`/chapters/{path.stem}`" in text and f"{{doc}}`labs/{path.stem}`" in prose(chapter)
+    assert [cell.source for cell in code_cells(path) if cell.metadata] == []
+
+
+@each_lab
+def test_each_claim_of_a_lab_has_a_target_above_it_and_nothing_else_has_one(path):
+    targets = re.findall(r"^\((claim-[\w-]+)\)=$", prose(path), re.MULTILINE)
+    assert targets == [data["label"] for data in verdicts.stored(path) if "label" in data]
+    assert re.findall(r"^\((claim-[\w-]+)\)=$", prose(CHAPTERS / path.name), re.MULTILINE) == []
+
+
+@each_lab
+def test_a_chapter_with_a_lab_measures_nothing_and_states_little(path):
+    stored = verdicts.stored(CHAPTERS / path.name)
+    assert all("chart" in data for data in stored) and not evidence.claims(CHAPTERS / path.name)
+    assert sum(len(data["chart"]) for data in stored) <= 5
+
+
 # Figures
 
 
@@ -201,7 +231,7 @@ def test_every_figure_has_a_text(path):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_image_of_the_text_has_an_alternative(page):
-    path = next(path for path in CHAPTERS.glob(f"{Path(page).name}.*") if path.suffix in (".ipynb", ".md"))
+    path = next(path for path in ROOT.glob(f"{page}.*") if path.suffix in (".ipynb", ".md"))
     text = prose(path)
     assert re.findall(r"!\[\s*\]\([^)]*\)", text) == []
     assert unnamed_figures(re.sub(r"(?s)```.*?```|`[^`]*`", "", text)) == []

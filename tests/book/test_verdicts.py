@@ -24,7 +24,7 @@ def measure(cases, label="claim-x", statement="x", **changes):
 
 def lab(path, *outputs):
     cells = [v4.new_code_cell(outputs=[v4.new_output("display_data", data=o._repr_mimebundle_())]) for o in outputs]
-    path.write_text(v4.writes(v4.new_notebook(cells=cells)), encoding="utf-8")
+    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_markdown_cell("# Lab: One\n"), *cells])), encoding="utf-8")
     return path
 
 
@@ -249,6 +249,13 @@ def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):
     assert len(shapes) == 3
 
 
+def test_the_first_page_counts_the_verdicts_of_each_section(book):
+    drawn = verdicts.summary()
+    assert repr(drawn) == "One: 0 holds, 1 holds in part, 0 not shown, 0 reversed, 1 derived"
+    row = BeautifulSoup(drawn.html, "html.parser").tbody.tr
+    assert (row.get_text(" "), row.a["href"]) == ("One 0 1 0 0 1", "labs/01_x.html")
+
+
 def test_statements_are_text_not_html(book):
     assert "<b>" not in measure({"<b>": TEN}, statement="<b>", reason="<b>", setting="<b>").html
     assert "1 &lt; 2" in verdicts.chart("claim-x").html
@@ -260,15 +267,15 @@ def test_statements_are_text_not_html(book):
 NOTEBOOKS = sorted(CHAPTERS.glob("*.ipynb"))
 PAGES = [*NOTEBOOKS, *sorted(CHAPTERS.glob("labs/*.ipynb")), *sorted(CHAPTERS.glob("*.md"))]
 # [+0.024](labs/06_gist.ipynb#claim-gist-mask "200 labels, margin 0"): a case's mean, or a verdict
-QUOTED = re.compile(r'\[([^\]]+)\]\([^)\s]*#(claim-[\w-]+)\s+"([^"]+)"\)')
+QUOTED = re.compile(r'\[([^\]]+)\]\((?:labs/(\w+)\.ipynb)?#(claim-[\w-]+)\s+"([^"]+)"\)')
 
 
 def misquoted(prose, claims):
     """The sentences' numbers and verdicts that are not the file's."""
     problems, known = [], {claim["label"]: claim for claim in claims}
-    for words, label, title in QUOTED.findall(prose):
-        if label not in known:
-            problems.append(f"{label} was not measured")
+    for words, lab, label, title in QUOTED.findall(prose):
+        if label not in known or lab not in ("", known[label]["lab"]):
+            problems.append(f"{label} was not measured" + f" in {lab}" * bool(lab))
             continue
         means = {case["name"]: case["mean"] for case in known[label]["cases"]}
         numbers = re.findall(r"[+\N{MINUS SIGN}-]?\d+(?:\.\d+)?", words)
@@ -290,7 +297,7 @@ def misquoted(prose, claims):
 @pytest.mark.parametrize(
     ("prose", "problem"),
     [
-        ('gains [+2.000 mAP](labs/x.ipynb#claim-x "a < b") and [\N{MINUS SIGN}0.0](#claim-x "c")', None),
+        ('gains [+2.000 mAP](labs/01_x.ipynb#claim-x "a < b") and [\N{MINUS SIGN}0.0](#claim-x "c")', None),
         ('[2.0](#claim-x "a < b"), [helps](#claim-x "holds in part"), [0.3](#claim-x)', None),
         ('[+2.001](#claim-x "a < b")', "claim-x, a < b: +2.000, not +2.001"),
         ('[-2.0](#claim-x "a < b")', "claim-x, a < b: +2.000, not -2.0"),
@@ -298,6 +305,7 @@ def misquoted(prose, claims):
         ('[helps](#claim-x "holds")', "claim-x: holds in part, not holds"),
         ('[2.0](#claim-x "b")', "claim-x has no case b"),
         ('[2.0](#claim-z "b")', "claim-z was not measured"),
+        ('[2.0](labs/02_y.ipynb#claim-x "a < b")', "claim-x was not measured in 02_y"),
     ],
 )
 def test_a_sentence_quotes_the_file(book, prose, problem):
@@ -316,6 +324,6 @@ def test_numbers_and_verdicts_in_sentences_are_the_files(path):
 def test_charts_are_drawn_from_the_file_as_it_is(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     for data in (o["data"] for cell in cells for o in cell.get("outputs", []) if verdicts.MIME in o.get("data", {})):
-        drawn = verdicts.chart(*data[verdicts.MIME]["chart"])
+        drawn = verdicts.chart(*data[verdicts.MIME]["chart"]) if "chart" in data[verdicts.MIME] else verdicts.summary()
         assert "".join(data["text/plain"]) == repr(drawn), f"run: python -m pages execute {path.stem}"
         assert "".join(data["text/html"]) == drawn.html, f"run: python -m pages execute {path.stem}"

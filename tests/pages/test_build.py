@@ -1,6 +1,7 @@
 """The book, built once into a folder of its own, as a reader gets it."""
 
 import html
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from fontTools.ttLib import TTFont
 from nbformat import v4
 from sphinx_external_toc.parsing import parse_toc_yaml
 
+from mathlib.book import verdicts
 from pages.check import check, title
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +100,14 @@ def test_no_page_tells_of_a_repository_when_none_is_known(output):
         text = path.read_text(encoding="utf-8")
         for mark in ("og:url", 'rel="canonical"', "Repository", "Report a mistake"):
             assert mark not in text, f"{path.name} has {mark}"
+
+
+def test_each_claim_can_be_found_under_its_old_addresses(output):
+    for claim in verdicts.load()["claims"]:
+        page = output / "html" / "chapters" / f"{claim['lab']}.html"
+        text, place = page.read_text(encoding="utf-8"), f"labs/{claim['lab']}.html#{claim['label']}"
+        found = re.search(r"<script>const moved = (.*?)</script>", text)
+        moved = json.loads(found[1]) if found else {}
+        for label in (claim["label"], *claim["was"]):
+            assert moved.get(label) == place or f'id="{label}"' in text, label
+        assert f'id="{claim["label"]}"' in page.with_name("labs").joinpath(page.name).read_text(encoding="utf-8")

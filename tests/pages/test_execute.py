@@ -70,15 +70,35 @@ def test_a_cell_that_fails_is_named_and_the_file_left_as_it_was(book):
     assert path.read_text(encoding="utf-8") == before
 
 
-def test_an_unknown_chapter_is_named(book):
+def test_an_unknown_notebook_is_named(book):
     write_notebook(book, "x = 1")
-    assert execute(book, ["99_nothing"]) == ["a chapter must be one of page, was 99_nothing"]
+    assert execute(book, ["99_nothing"]) == ["a notebook must be one of page, was 99_nothing"]
 
 
-@pytest.mark.parametrize("path", sorted(CHAPTERS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_labs_run_before_the_chapters_which_find_what_they_measured(book, monkeypatch):
+    seen = []
+    monkeypatch.setattr("pages.execute.execute_notebook", lambda path: seen.append(path.stem))
+    monkeypatch.setattr("pages.execute.write_measured", lambda root: seen.append("measured.json"))
+    monkeypatch.setattr("pages.execute.generate", lambda root: None)
+    pages = "file: chapters/01_a\n  - file: chapters/labs/01_b"
+    book.joinpath("_toc.yml").write_text(f"format: jb-book\nroot: chapters/page\nchapters:\n  - {pages}\n")
+    book.joinpath("chapters/labs").mkdir()
+    for name in ("page", "01_a", "labs/01_b"):
+        book.joinpath("chapters", f"{name}.ipynb").touch()
+    assert execute(book, []) == []
+    assert seen == ["01_b", "measured.json", "01_a", "page"]
+    seen.clear()
+    assert execute(book, ["01_a"]) == [] and seen == ["01_a"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(CHAPTERS.glob("*.ipynb")), *sorted(CHAPTERS.glob("labs/*.ipynb"))],
+    ids=lambda path: path.relative_to(CHAPTERS).as_posix(),
+)
 def test_its_code_was_run_with_the_pinned_versions(path):
     notebook = v4.reads(path.read_text(encoding="utf-8"))
-    assert KEY in notebook.metadata, f"run: python -m pages execute {path.stem}"
+    assert KEY in notebook.metadata, f"run: python -m pages execute {path.relative_to(CHAPTERS).with_suffix('')}"
     run = dict(notebook.metadata[KEY])
     assert run["code"] == digest(notebook), "the code changed after its run"
     assert date(2026, 1, 1) <= date.fromisoformat(run["executed"]) <= datetime.now(UTC).date()

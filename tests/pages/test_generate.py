@@ -1,4 +1,4 @@
-"""The pages and the picture are what the notebooks store."""
+"""The file, the pages and the picture are what the notebooks store."""
 
 import json
 from pathlib import Path
@@ -6,59 +6,106 @@ from pathlib import Path
 import pytest
 from nbformat import v4
 
-from mathlib.book import evidence
-from pages.generate import KEY, evidence_page, picture, status_page
+from mathlib.book import evidence, verdicts
+from pages.generate import KEY, MEASURED, evidence_page, measurements, picture, status_page
 
 ROOT = Path(__file__).parents[2]
-CHAPTERS = ROOT / "chapters"
 
 
 @pytest.mark.parametrize(
     ("path", "made"),
     [
+        (MEASURED, measurements),
         ("chapters/evidence.md", evidence_page),
         ("chapters/status.md", status_page),
         ("pages/_static/readme.svg", picture),
     ],
 )
-def test_it_is_what_the_chapters_store(path, made):
-    assert ROOT.joinpath(path).read_text(encoding="utf-8") == made(CHAPTERS), "run: python -m pages evidence"
+def test_it_is_what_the_notebooks_store(path, made):
+    assert ROOT.joinpath(path).read_text(encoding="utf-8") == made(ROOT), "run: python -m pages evidence"
 
 
-def test_the_table_is_read_from_stored_outputs(tmp_path):
+def store(path, *made, title="# Title\n\ntext"):
+    outputs = [v4.new_output("display_data", data=claim._repr_mimebundle_()) for claim in made]
+    cells = [v4.new_markdown_cell(title), v4.new_code_cell(outputs=[v4.new_output("stream", text="1"), *outputs])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(v4.writes(v4.new_notebook(cells=cells)), encoding="utf-8")
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A lab that measured two claims, and what it takes to write the page of evidence."""
+    words = {"effect": "with minus without", "setting": "a | glass", "unit": "m"}
+    strong, none = [0.9, 1.1] * 5, [-1.0, 1.0] * 5
+    store(
+        tmp_path / "chapters/labs/01_x.ipynb",
+        verdicts.measured("claim-a", "a < b | c", of="notes 1", cases={"first": strong, "second": none}, **words),
+        verdicts.measured("claim-b", "b", of="book", cases={"third": none}, **words),
+        title="# Lab: One\n\ntext",
+    )
+    tmp_path.joinpath(MEASURED).parent.mkdir(parents=True)
+    tmp_path.joinpath(MEASURED).write_text(measurements(tmp_path), encoding="utf-8")
+    tmp_path.joinpath("pages").mkdir()
+    advise(tmp_path, "claim-a", "holds in part")
+    return tmp_path
+
+
+def advise(book, label, verdict):
+    line = {"situation": "few | many", "advice": "do", "setting": "0.1", "why": {label: verdict}}
+    book.joinpath("pages", "advice.yml").write_text(json.dumps([line]))
+
+
+def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_books(book):
+    before, advice, rest = evidence_page(book).partition(
+        '| few \\| many | do | 0.1 | [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part"): holds in part. |\n'
+    )
+    assert "## What to do" in before and advice
+    assert "Of 2 statements 0 hold, 1 holds in part, 1 is not shown, 0 are reversed, 0 are derived." in rest
+    notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
+    assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
+    assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes
+    drawn = notes[notes.index("<figure") :].strip()
+    assert "\n" not in drawn and "a | glass; 10 seeds" in drawn  # one block of HTML, in which | ends no cell
+
+
+@pytest.mark.parametrize(("label", "found"), [("claim-a", "'holds in part'"), ("claim-z", "'not measured'")])
+def test_advice_whose_verdict_changed_is_not_written(book, label, found):
+    advise(book, label, "holds")
+    with pytest.raises(ValueError, match=f"few . many: {label} must be 'holds', was {found}"):
+        evidence_page(book)
+
+
+def test_a_table_is_read_from_what_a_chapter_stores(book):
     five = {"experiment": "none", "reason": "because"}
-    claims = [
-        evidence.measured("claim-a", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **five),
-        evidence.computed("claim-b", "b", experiment="sum", said="1", found="2"),
-    ]
-    outputs = [{"output_type": "execute_result", "data": claim._repr_mimebundle_()} for claim in claims]
-    cells = [
-        {"cell_type": "markdown", "source": "# Title\n\ntext"},
-        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "1"}, *outputs]},
-    ]
-    (tmp_path / "01_x.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
-    table = evidence_page(tmp_path)
+    store(
+        book / "chapters/02_y.ipynb",
+        evidence.measured("claim-c", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **five),
+        evidence.computed("claim-d", "b", experiment="sum", said="1", found="2"),
+    )
+    table = evidence_page(book)
     assert "2 statements have been tested: 1 hold, 0 hold in some cases, 1 do not hold." in table
     assert (
-        "| [a &lt; b \\| c](#claim-a) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
+        "| [a &lt; b \\| c](#claim-c) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
         in table
     )
-    assert "## Title\n\nMeasured in {doc}`01_x`." in table
-    summary = evidence.Summary(tmp_path)
+    assert "### Title\n\nMeasured in {doc}`02_y`." in table
+    summary = evidence.Summary(book / "chapters")
     assert repr(summary) == "Title: 2 tested, 1 hold, 0 hold in some cases, 1 do not"
-    assert '<td><a href="01_x.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
+    assert '<td><a href="02_y.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):
-    for stem, torch in (("00_x", "2.1"), ("01_y", "2.2"), ("02_z", "2.1")):
-        notebook = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Title of {stem}\n\ntext")])
+    for name, torch in (("00_x", "2.1"), ("01_y", "2.2"), ("labs/02_z", "2.1")):
+        notebook = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Title of {name}\n\ntext")])
         notebook.metadata[KEY] = {
             "executed": "2026-02-03",
             "seconds": 4.06,
             "versions": {"Python": "3.12.1", "torch": torch},
         }
-        tmp_path.joinpath(f"{stem}.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
+        path = tmp_path.joinpath("chapters", f"{name}.ipynb")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(v4.writes(notebook), encoding="utf-8")
     head, first, second = status_page(tmp_path).split("## With Python 3.12.1\n")
     assert "Python 3.12.1, torch 2.1." in first and "Python 3.12.1, torch 2.2." in second
-    assert "| [Title of 00_x](00_x.ipynb) | 2026-02-03 | 4.1 |\n| [Title of 02_z](02_z.ipynb) |" in first
+    assert "| [Title of 00_x](00_x.ipynb) | 2026-02-03 | 4.1 |\n| [Title of labs/02_z](labs/02_z.ipynb) |" in first
     assert "| [Title of 01_y](01_y.ipynb) | 2026-02-03 | 4.1 |" in second

@@ -1,5 +1,6 @@
 """What the build does with a book that is broken, and with downloads, on books of one page."""
 
+import json
 import os
 import re
 import shutil
@@ -127,3 +128,28 @@ def test_the_plain_command_builds_the_same(book):
         shutil.rmtree(html)
     plain, strict = pages.values()
     assert plain == strict and Path("chapters/page.html") in plain
+
+
+def test_claims_are_linked_and_their_old_addresses_lead_to_the_lab(book):
+    claims = [
+        {"label": "claim-new", "was": ["claim-old"], "lab": "page"},
+        {"label": "claim-drawn", "was": [], "lab": "page"},
+        {"label": "claim-else", "was": [], "lab": "other"},
+    ]
+    file = book / "mathlib" / "book" / "measured.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"claims": claims}))
+    book.joinpath("_toc.yml").write_text(
+        "format: jb-book\nroot: chapters/page\nchapters:\n- file: chapters/labs/page\n"
+    )
+    drawn = '<p id="claim-drawn">Here.</p>'
+    book.joinpath("chapters/page.md").write_text(f'# Page\n\n[It](labs/page.ipynb#claim-new "holds").\n\n{drawn}\n')
+    book.joinpath("chapters/labs").mkdir()
+    book.joinpath("chapters/labs/page.md").write_text("# Lab\n\n(claim-new)=\nIt does.\n")
+    result = build(book, *STRICT)
+    assert result.returncode == 0, result.stderr
+    html = book.joinpath("_build/html/chapters/page.html").read_text(encoding="utf-8")
+    assert 'href="labs/page.html#claim-new"' in html
+    moved = json.loads(re.search(r"<script>const moved = (.*?)</script>", html)[1])
+    assert moved == dict.fromkeys(("claim-new", "claim-old"), "labs/page.html#claim-new")
+    assert "const moved" not in book.joinpath("_build/html/chapters/labs/page.html").read_text(encoding="utf-8")

@@ -70,7 +70,7 @@ def test_the_extra_brings_all_that_a_chapter_imports():
     brought = {re.match(r"[\w-]+", requirement)[0] for requirement in brought} | {"mathlib-book"}
     projects = packages_distributions()
     missing = {}
-    for path in ROOT.glob("chapters/*.ipynb"):
+    for path in [*ROOT.glob("chapters/*.ipynb"), *ROOT.glob("chapters/labs/*.ipynb")]:
         cells = v4.reads(path.read_text(encoding="utf-8")).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
         for name in re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE):
