@@ -2,6 +2,7 @@
 # Without make, e.g. on Windows, see README.
 
 PYTHON ?= python3
+EVERY ?= 1
 
 ifeq ($(OS),Windows_NT)
 SCRIPTS := Scripts
@@ -45,7 +46,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
 
 mutants: .venv/installed-mutmut
-	$(BIN)/python tools/mutants.py
+	EVERY=$(EVERY) $(BIN)/python tools/mutants.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pages execute

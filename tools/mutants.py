@@ -1,5 +1,7 @@
 """Can the tests fail? Change mathlib in one place after another, print every change that no test sees (make mutants).
 
+All changes take an hour or more; EVERY=10 tries every tenth of them, spread over all functions.
+
 mutmut makes the changes and finds which tests call which function. To run them it would start pytest anew for each of
 some four thousand changes. Here one process collects the tests and runs them all; it then forks for each change, and
 the tests that caught another change of the same function run first.
@@ -8,6 +10,7 @@ the tests that caught another change of the same function run first.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,6 +22,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MUTANTS = ROOT / "mutants"
 LEAST = 0.95
+CAUGHT, SURVIVED = "caught by", "survived"
+# What a change may do to the process itself: run for ever, or make torch read memory that is not its own.
+DEATHS = {signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE}
 # mutmut runs one change at least; the function that the fewest tests call takes the least time
 ONE = "mathlib._similarity.x_cosine_similarity__mutmut_1"
 
@@ -28,8 +34,8 @@ def mutmut(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "mutmut", *arguments], cwd=ROOT, text=True, check=True, **options)
 
 
-def is_caught(name, tests, told, seconds):
-    """In a process of its own: run the tests with this change until one fails, and write which."""
+def first_to_fail(name, tests, seconds):
+    """In a process of its own: run the tests with this change, "" for none, and return the first that fails."""
     import resource
 
     from mutmut.mutation.trampoline import set_mutant_under_test
@@ -44,9 +50,8 @@ def is_caught(name, tests, told, seconds):
     for test, following in zip(tests, [*tests[1:], None], strict=True):
         test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
         if session.testsfailed:
-            os.write(told, test.nodeid.encode())
-            return True
-    return False
+            return f"{CAUGHT} {test.nodeid}"
+    return SURVIVED
 
 
 class Forks:
@@ -55,6 +60,7 @@ class Forks:
     def __init__(self):
         self.running = {}
         self.caught_by = defaultdict(Counter)
+        self.caught = {}
         self.survivors = []
 
     def start(self, name, function, tests, seconds):
@@ -64,11 +70,12 @@ class Forks:
         told, tell = os.pipe()
         process = os.fork()
         if process == 0:
-            code = 1
             try:
-                code = int(is_caught(name, tests, tell, seconds))
-            finally:
-                os._exit(code)
+                outcome = first_to_fail(name, tests, seconds)
+            except BaseException as error:  # noqa: BLE001 - the parent raises it
+                outcome = repr(error)
+            os.write(tell, outcome.encode())
+            os._exit(0)
         os.close(tell)
         self.running[process] = name, function, told
 
@@ -77,11 +84,17 @@ class Forks:
         process, status = os.wait()
         name, function, told = self.running.pop(process)
         with os.fdopen(told) as file:
-            test = file.read()
-        if test:
+            outcome = file.read()
+        if outcome.startswith(CAUGHT):
+            test = outcome.removeprefix(CAUGHT).strip()
             self.caught_by[function][test] += 1
-        if status == 0:
+            self.caught[name] = test
+        elif outcome == SURVIVED:
             self.survivors.append(name)
+        elif not outcome and os.WIFSIGNALED(status) and os.WTERMSIG(status) in DEATHS:
+            self.caught[name] = f"died of {signal.Signals(os.WTERMSIG(status)).name}"
+        else:
+            raise RuntimeError(f"the tests of {name or 'no change'} did not run: {outcome or status}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,11 +109,17 @@ def pytest_runtestloop(session):
         name
         for path in sorted(Path("mathlib").rglob("*.meta"))
         for name in json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
-    ]
+    ][:: int(os.environ.get("EVERY", "1"))]
     for test, following in zip(session.items, [*session.items[1:], None], strict=True):
         test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
     if session.testsfailed:  # what fails without a change proves nothing
         return True
+    # nor does what fails when it runs again: each change's fork runs a test for the second time
+    control = Forks()
+    control.start("", "", session.items, 60 + 10 * round(sum(seconds.values())))
+    control.wait()
+    if control.caught:
+        raise RuntimeError(f"run for the second time, without a change, this fails: {control.caught['']}")
     forks = Forks()
     for i, name in enumerate(changes):
         print(f"\r{i} of {len(changes)} changes, {len(forks.survivors)} survive", end="", file=sys.stderr, flush=True)
@@ -116,7 +135,9 @@ def pytest_runtestloop(session):
             forks.survivors.append(name)
     while forks.running:
         forks.wait()
-    Path("survivors.json").write_text(json.dumps([len(changes), forks.survivors]), encoding="utf-8")
+    Path("outcomes.json").write_text(
+        json.dumps({"caught": forks.caught, "survivors": forks.survivors}, indent=1), encoding="utf-8"
+    )
     return True
 
 
@@ -134,10 +155,10 @@ def main():
         env={**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": ""},
         check=True,
     )
-    changes, survivors = json.loads((MUTANTS / "survivors.json").read_text(encoding="utf-8"))
-    for name in survivors:
+    outcomes = json.loads((MUTANTS / "outcomes.json").read_text(encoding="utf-8"))
+    for name in outcomes["survivors"]:
         print(mutmut("show", name, stdout=subprocess.PIPE).stdout)
-    caught = changes - len(survivors)
+    caught, changes = len(outcomes["caught"]), len(outcomes["caught"]) + len(outcomes["survivors"])
     score = caught / changes
     print(f"{caught} of {changes} mutants caught, {score:.1%} (at least {LEAST:.0%})")
     return score < LEAST
