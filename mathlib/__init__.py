@@ -21,6 +21,7 @@ from mathlib._gist import gist_embed_loss
 from mathlib._hard_negatives import (
     curriculum,
     hard_negatives,
+    hardness_weights,
     mine_hard_negatives,
     semi_hard_negatives,
     top_k_negatives,
@@ -44,6 +45,7 @@ __all__ = [
     "gather_with_grad",
     "gist_embed_loss",
     "hard_negatives",
+    "hardness_weights",
     "info_nce",
     "mean_reciprocal_rank",
     "mine_hard_negatives",

@@ -21,6 +21,11 @@ The best of them, 0.9, may well be right. So rules multiply, and what looks fals
 tensor([[0., 0., 1., 0.]])
 >>> loss = info_nce(torch.eye(4), torch.eye(4), weigh=[partial(top_k_negatives, k=3), no_false])
 
+Or none is chosen and none dropped, but the harder ones count more:
+
+>>> hardness_weights(positive_scores, candidate_scores, strength=2.0)
+tensor([[1.9002, 0.9436, 0.7726, 0.3836]])
+
 A curriculum starts with the easy ones, so the threshold rises while training goes on:
 
 >>> [curriculum(step, start=0.0, end=0.5, total_steps=100) for step in (0, 50, 100, 150)]
@@ -29,7 +34,7 @@ A curriculum starts with the easy ones, so the threshold rises while training go
 And from a whole corpus they are mined before training:
 
 >>> documents = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
->>> indices, scores = mine_hard_negatives(torch.tensor([[1.0, 0.2]]), documents, torch.tensor([0]), k=1)
+>>> scores, indices = mine_hard_negatives(torch.tensor([[1.0, 0.2]]), documents, torch.tensor([0]), k=1)
 >>> indices
 tensor([[1]])
 """
@@ -38,13 +43,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mathlib._checks import check_choice, check_count, check_number, check_shapes, check_some
-from mathlib._false_negatives import check_rule, false_negative_weights
-from mathlib._retrieval import Relevant, best_of_blocks, listed
-from mathlib._similarity import products, unit, wide
+from mathlib._false_negatives import check_rule
+from mathlib._retrieval import Relevant, SearchResult, listed, nearest, parts_of
+from mathlib._similarity import unit, wide
 
 
 def hard_negatives(
@@ -174,6 +179,56 @@ def top_k_negatives(
     return ((harder | first) & (s > -torch.inf)).to(s.dtype)
 
 
+def hardness_weights(
+    positive_scores: Float[Tensor, "B 1"], candidate_scores: Float[Tensor, "B C"], *, strength: float
+) -> Float[Tensor, "B C"]:
+    r"""A rule: each candidate counts the more the higher it scores, and all together as much as without the rule.
+
+    .. math:: w_i = \frac{e^{\beta s_i}}{\frac{1}{|C|} \sum_{j \in C} e^{\beta s_j}},
+        \qquad C = \{j : s_j > -\infty\}
+
+    The soft form of `top_k_negatives`: none is dropped, but as beta grows the hardest takes the weight of
+    all. The gradient takes the weights as constants. False negatives gain weight too: multiply with
+    `false_negative_weights` to remove them, which leaves the others' weights as they are.
+
+    Args:
+        positive_scores: s_p; not used, every rule is given them.
+        candidate_scores: s_i; -inf, the place of the row's own positive, has weight 0 and no part in the mean.
+        strength: beta >= 0, finite; 0 gives all candidates weight 1. It multiplies the scores as they are given,
+            for cosines before the temperature divides them.
+
+    Returns:
+        The weights, without gradient; float32 for half-precision inputs. They are finite at any strength, and
+        all 0 in a row without candidates.
+
+    Raises:
+        ValueError: if the scores do not fit together, or strength is negative or not finite.
+
+    Source:
+        Robinson et al. (2021), arXiv:2010.04592, section 3 (with tau+ = 0; its beta multiplies scores that the
+        temperature has divided).
+
+    Example:
+        >>> hardness_weights(torch.tensor([[0.8]]), torch.tensor([[0.9, 0.5, -torch.inf]]), strength=10.0)
+        tensor([[1.9640, 0.0360, 0.0000]])
+
+    Chapter: 03_hard_negatives (eq. hardness)
+    """
+    check_rule(positive_scores, candidate_scores)
+    check_number("strength", strength, least=0)
+    s = wide(candidate_scores.detach())
+    if s.shape[1] == 0:
+        return torch.zeros_like(s)
+    there = s != -torch.inf
+    # relative to the hardest, so that no exponential overflows; in a row without candidates relative to 0
+    hardest = s.amax(dim=1, keepdim=True)
+    below = (s - hardest.masked_fill(hardest == -torch.inf, 0)) * min(strength, torch.finfo(s.dtype).max)
+    relative = below.exp().masked_fill(~there, 0)
+    # at least 1, the highest's own, unless nothing is there
+    total = relative.sum(dim=1, keepdim=True).clamp_min(1)
+    return relative * (there.sum(dim=1, keepdim=True) / total)
+
+
 def curriculum(step: float, *, start: float, end: float, total_steps: float, shape: str = "linear") -> float:
     r"""The value of an option at a step of training, e.g. of a threshold: from start to end, then end.
 
@@ -229,7 +284,7 @@ def mine_hard_negatives(
     strategy: str = "relative",
     range_min: int = 0,
     block_size: int | None = None,
-) -> tuple[Int[Tensor, "Q k"], Float[Tensor, "Q k"]]:
+) -> SearchResult:
     r"""The k documents of a corpus most similar to each query that are not known, and do not look, relevant.
 
     .. math::
@@ -243,26 +298,29 @@ def mine_hard_negatives(
 
     Equal scores come in the order of their index (rounding may set those of equal documents apart); which
     of several documents that tie for the last place is returned is left open. A score equal to the limit
-    passes, up to rounding: to remove copies of a positive, take a margin > 0. No gradient is recorded.
+    passes, up to rounding: to remove copies of a positive, take a margin > 0. A document whose score is not a
+    number is never mined; a query with a NaN has no negatives, nor, with a margin, has one whose positive
+    has no number. No gradient is recorded.
 
     Args:
         queries: Q embeddings, any scale.
         documents: N embeddings; same dtype and device as queries.
         positive_indices: P_q: one document's index for each query, or Q collections of indices, none
-            empty. They are never returned.
+            empty. They are never returned. Of a mapping {document: grade}, P_q are those with a grade
+            above 0; what is judged not relevant may be mined.
         k: how many, 1 <= k <= N.
         margin: m >= 0; None compares with no positive.
         strategy: "relative" or "absolute": how margin is meant, as in `false_negative_weights`.
         range_min: of the documents left, skip as many of the most similar ones, >= 0.
-        block_size: queries, and documents, scored at once, by default 4096; memory is of the order
-            block x (block + range_min + k).
+        block_size: queries, and documents, scored at once, by default 512 and 8192 (4096 and 4096 on CUDA);
+            memory is of the order of their product, and Q x (range_min + k).
 
     Returns:
-        The documents' indices, most similar first, and their cosines (float32 for half-precision inputs),
-        in this order, unlike `search`. Where fewer than k are left, the rest has index -1 and score -inf.
+        As of `search`, the named pair of cosines, highest first (float32 for half-precision inputs), and the
+        documents' indices. Where fewer than k are left, the rest has score -inf and index -1.
 
     Raises:
-        ValueError: if a collection is empty, or one of its indices is not in 0..N-1.
+        ValueError: if a collection has no relevant document, or one of its indices is not in 0..N-1.
         IndexError: if positive_indices is a tensor with an index that is not in 0..N-1. Its values are not
             read; on CUDA the error surfaces later, as a device-side assertion.
 
@@ -271,64 +329,62 @@ def mine_hard_negatives(
 
     Example:
         >>> documents = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
-        >>> mine_hard_negatives(torch.tensor([[1.0, 0.0]]), documents, [{1}], k=2)
-        (tensor([[0, 2]]), tensor([[1.0000, 0.6000]]))
-        >>> mine_hard_negatives(torch.tensor([[1.0, 0.0]]), documents, [{1}], k=3, margin=0.05)
-        (tensor([[ 2,  3, -1]]), tensor([[0.6000, 0.0000,   -inf]]))
+        >>> mine_hard_negatives(torch.tensor([[1.0, 0.0]]), documents, [{1}], k=2).indices
+        tensor([[0, 2]])
+        >>> scores, indices = mine_hard_negatives(torch.tensor([[1.0, 0.0]]), documents, [{1}], k=3, margin=0.05)
+        >>> indices
+        tensor([[ 2,  3, -1]])
+        >>> scores
+        tensor([[0.6000, 0.0000,   -inf]])
 
     Chapter: 03_hard_negatives (eq. mining)
     """
     check_shapes(("queries", queries, "Q D"), ("documents", documents, "N D"))
     check_some("queries", queries, 1, "feature")
-    known, _ = listed("positive_indices", positive_indices, len(queries), "queries", queries)
+    size = documents.shape[0]
+    known, _ = listed("positive_indices", positive_indices, queries.shape[0], "queries", queries)
     if not isinstance(positive_indices, Tensor):
         for q, positives in enumerate(positive_indices):
             for d in positives:
-                if not 0 <= d < len(documents):
-                    raise ValueError(f"positive_indices must lie in 0..{len(documents) - 1}, item {q} had {d}")
-    check_count("k", k, most=len(documents), most_meaning="the number of documents")
+                if not 0 <= d < size:
+                    raise ValueError(f"positive_indices must lie in 0..{size - 1}, item {q} had {d}")
+    check_count("k", k, most=size, most_meaning="the number of documents")
+    if margin is not None:
+        check_number("margin", margin, least=0)
     check_choice("strategy", strategy, ("relative", "absolute"))
     check_count("range_min", range_min, least=0)
     if block_size is not None:
         check_count("block_size", block_size)
-    size = min(int(block_size or 4096), max(len(queries), len(documents)))
+    known = known.long()
     with torch.no_grad():
-        blocks = [
-            mined(unit(rows), documents, positives.long(), k, margin, strategy, range_min, size)
-            for rows, positives in zip(queries.split(size), known.split(size), strict=True)
-        ]
-    indices, scores = zip(*blocks, strict=True)
-    return torch.cat(indices), torch.cat(scores)
-
-
-def mined(
-    queries: Tensor,
-    documents: Tensor,
-    known: Tensor,
-    k: int,
-    margin: float | None,
-    strategy: str,
-    range_min: int,
-    block_size: int,
-) -> tuple[Tensor, Tensor]:
-    """`mine_hard_negatives` for queries of unit length, few enough to be scored at once; known is [Q, P]."""
-    # computed even without a margin: an index out of range fails here
-    of_positives = [(queries * unit(documents.index_select(0, column))).sum(dim=1) for column in known.unbind(dim=1)]
-    worst = torch.stack(of_positives).amin(dim=0)[:, None]
-
-    def scores(first: int, last: int) -> Tensor:
-        block = products(queries, unit(documents[first:last]))
-        width = block.shape[1]
-        # one column more for the positives of other blocks
-        place = torch.where((known >= first) & (known < first + width), known - first, width)
-        gone = torch.zeros(len(block), width + 1, dtype=torch.bool, device=block.device)
-        gone = gone.scatter_(1, place, True)[:, :width]
+        # computed even without a margin: an index out of range fails here
+        parts = parts_of(queries.shape[0], 4096)
+        worst = torch.cat([lowest_of_positives(queries[rows], documents, known[rows]) for rows in parts])
+        limit = None
         if margin is not None:
-            gone = gone | (false_negative_weights(worst, block, strategy=strategy, margin=margin) == 0)
-        return block.masked_fill(gone, -torch.inf)
+            limit = worst - (margin if strategy == "absolute" else worst.abs() * margin)
 
-    best, indices = best_of_blocks(scores, len(documents), min(range_min + k, len(documents)), block_size)
-    best, indices = best[:, range_min:], indices[:, range_min:]
-    missing = (0, k - best.shape[1])
-    best, indices = F.pad(best, missing, value=-torch.inf), F.pad(indices, missing, value=-1)
-    return indices.masked_fill(best == -torch.inf, -1), best
+        def drop(block: Tensor, rows: slice, columns: slice) -> Tensor:
+            if limit is not None:
+                # keeps what is not above; a NaN is neither
+                block = torch.where(block <= limit[rows], block, -torch.inf)
+            places = known[rows] - columns.start
+            last = columns.stop - columns.start - 1
+            inside = (places >= 0) & (places <= last)
+            # a positive of another block leaves what it meets as it is
+            lowered = torch.where(inside, -torch.inf, torch.inf).to(block.dtype)
+            return block.scatter_reduce_(1, places.clamp(0, last), lowered, "amin")
+
+        rows = block_size or (4096 if queries.is_cuda else None)
+        scores, indices = nearest(queries, documents, min(range_min + k, size), "cosine", rows, block_size, drop)
+        scores, indices = scores[:, range_min:], indices[:, range_min:]
+        missing = (0, k - scores.shape[1])
+        scores, indices = F.pad(scores, missing, value=-torch.inf), F.pad(indices, missing, value=-1)
+        return SearchResult(scores, indices.masked_fill(scores == -torch.inf, -1))
+
+
+def lowest_of_positives(queries: Tensor, documents: Tensor, known: Tensor) -> Tensor:
+    """The cosine [Q, 1] of each query with the least similar of its documents, known [Q, P]."""
+    directions = unit(queries)
+    of_each = [(directions * unit(documents.index_select(0, column))).sum(dim=1) for column in known.unbind(dim=1)]
+    return torch.stack(of_each).amin(dim=0)[:, None]

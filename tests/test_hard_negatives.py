@@ -465,13 +465,13 @@ COSINES = [1, 0.8, 0.6, 0.5, 0.5, 0, -0.6, -1]
 def test_mining_by_hand(device, positives, options, found, block_size):
     queries = torch.tensor([[3.0, 0.0, 0.0, 0.0]], dtype=torch.float64, device=device)
     documents = torch.tensor(CORPUS, dtype=torch.float64, device=device)
-    indices, scores = mine_hard_negatives(queries, documents, [positives], **options, block_size=block_size)
+    scores, indices = mine_hard_negatives(queries, documents, [positives], **options, block_size=block_size)
     assert indices.tolist() == [found]
     assert scores[0].tolist() == pytest.approx([COSINES[i] if i >= 0 else -math.inf for i in found], abs=1e-15)
     if len(positives) == 1:
         as_tensor = torch.tensor(positives, device=device)
         again = mine_hard_negatives(queries, documents, as_tensor, **options, block_size=block_size)
-        assert torch.equal(again[0], indices) and torch.equal(again[1], scores)
+        assert torch.equal(again.indices, indices) and torch.equal(again.scores, scores)
 
 
 def test_the_relative_margin_is_the_default(device):
@@ -479,9 +479,9 @@ def test_the_relative_margin_is_the_default(device):
     queries = torch.tensor([[3.0, 0.0, 0.0, 0.0]], dtype=torch.float64, device=device)
     documents = torch.tensor([[4.0, 3.0, 0.0, 0.0], [0.53, 0.848, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]).to(queries)
     options = {"k": 1, "margin": 0.3}
-    assert mine_hard_negatives(queries, documents, [{0}], **options)[0].tolist() == [[1]]
-    assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="relative")[0].tolist() == [[1]]
-    assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="absolute")[0].tolist() == [[2]]
+    assert mine_hard_negatives(queries, documents, [{0}], **options).indices.tolist() == [[1]]
+    assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="relative").indices.tolist() == [[1]]
+    assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="absolute").indices.tolist() == [[2]]
 
 
 # mine_hard_negatives: by a loop over Python floats
@@ -515,7 +515,7 @@ def test_mining_is_the_loop_for_every_option(normal, seed, positives, k, margin,
     queries, documents = normal(seed, 4, 3), normal(seed + 1, 9, 3)
     options = {"k": k, "margin": margin, "strategy": strategy, "range_min": range_min}
     expected = loop_mine(queries.tolist(), documents.tolist(), positives, **options)
-    indices, scores = mine_hard_negatives(queries, documents, positives, **options, block_size=block_size)
+    scores, indices = mine_hard_negatives(queries, documents, positives, **options, block_size=block_size)
     assert indices.tolist() == [[i for i, _ in hits] for hits in expected]
     assert_close(scores.cpu(), torch.tensor([[s for _, s in hits] for hits in expected], dtype=torch.float64))
 
@@ -530,7 +530,7 @@ def test_mining_agrees_with_scikit_learns_neighbours(normal):
     distances, neighbours = index.kneighbors(queries.cpu())
     hits = [list(zip(*row, strict=True)) for row in zip(neighbours.tolist(), distances.tolist(), strict=True)]
     theirs = [[(d, 1 - distance) for d, distance in row if d != q][:7] for q, row in enumerate(hits)]
-    indices, scores = mine_hard_negatives(queries, documents, positives, k=7, block_size=16)
+    scores, indices = mine_hard_negatives(queries, documents, positives, k=7, block_size=16)
     assert indices.tolist() == [[d for d, _ in row] for row in theirs]
     assert_close(scores.cpu(), torch.tensor([[s for _, s in row] for row in theirs], dtype=torch.float64))
 
@@ -541,7 +541,7 @@ def test_mining_agrees_with_scikit_learns_neighbours(normal):
 @given(seeds, st.integers(1, 8), st.integers(0, 8))
 def test_mining_is_search_without_the_positive(normal, seed, k, positive):
     queries, documents = normal(seed, 1, 3), normal(seed + 1, 9, 3)
-    indices, scores = mine_hard_negatives(queries, documents, [[positive]], k=k)
+    scores, indices = mine_hard_negatives(queries, documents, [[positive]], k=k)
     found_scores, found = search(queries, documents, k=9, metric="cosine")
     others = found != positive
     assert torch.equal(indices[0], found[others][:k])
@@ -552,9 +552,9 @@ def test_mining_is_search_without_the_positive(normal, seed, k, positive):
 def test_documents_in_another_order_are_mined_all_the_same(normal, seed, order, margin):
     queries, documents = normal(seed, 4, 3), normal(seed + 1, 9, 3)
     options = {"k": 5, "margin": margin, "block_size": 4}
-    indices, scores = mine_hard_negatives(queries, documents, [{0, 1}, {2}, {3}, {1, 8}], **options)
+    scores, indices = mine_hard_negatives(queries, documents, [{0, 1}, {2}, {3}, {1, 8}], **options)
     positives = [{order.index(d) for d in known} for known in ({0, 1}, {2}, {3}, {1, 8})]
-    moved, same = mine_hard_negatives(queries, documents[order], positives, **options)
+    same, moved = mine_hard_negatives(queries, documents[order], positives, **options)
     assert_close(same, scores)
     back = torch.tensor([*order, -1], device=indices.device)
     assert torch.equal(back[moved], indices)
@@ -565,16 +565,16 @@ def test_the_length_of_vectors_does_not_matter(normal, seed, log_q, log_d):
     queries, documents = normal(seed, 3, 3), normal(seed + 1, 9, 3)
     once = mine_hard_negatives(queries, documents, [[0], [1], [2]], k=4, margin=0.1)
     again = mine_hard_negatives(queries * 10**log_q, documents * 10**log_d, [[0], [1], [2]], k=4, margin=0.1)
-    assert torch.equal(again[0], once[0])
-    assert_close(again[1], once[1])
+    assert torch.equal(again.indices, once.indices)
+    assert_close(again.scores, once.scores)
 
 
 @given(seeds, st.sets(st.integers(0, 8), min_size=1), st.integers(0, 8), st.floats(0, 1))
 def test_one_more_positive_is_never_more_lenient(normal, seed, positives, more, margin):
     queries, documents = normal(seed, 1, 3), normal(seed + 1, 9, 3)
     options = {"k": 9, "margin": margin, "strategy": "absolute"}
-    fewer, _ = mine_hard_negatives(queries, documents, [positives | {more}], **options)
-    once, _ = mine_hard_negatives(queries, documents, [positives], **options)
+    _, fewer = mine_hard_negatives(queries, documents, [positives | {more}], **options)
+    _, once = mine_hard_negatives(queries, documents, [positives], **options)
     assert set(fewer[0].tolist()) <= set(once[0].tolist()) | {-1}
 
 
@@ -583,14 +583,14 @@ def test_one_more_positive_is_never_more_lenient(normal, seed, positives, more, 
 
 def test_many_equal_scores_are_mined_in_the_order_of_their_index(normal):
     documents = normal(0, 1000, 1)
-    indices, _ = mine_hard_negatives(torch.ones_like(documents[:1]), documents, [[7]], k=1000, block_size=300)
+    _, indices = mine_hard_negatives(torch.ones_like(documents[:1]), documents, [[7]], k=1000, block_size=300)
     expected = sorted((i for i in range(1000) if i != 7), key=lambda i: (documents[i].item() < 0, i))
     assert indices[0].tolist() == [*expected, -1]
 
 
 @pytest.mark.parametrize(
     "positives",
-    [[[1, 7], [0]], [(7, 1, 1), range(0, 1)], ({7, 1}, frozenset([0])), [numpy.array([1, 7]), {0: "zero"}]],
+    [[[1, 7], [0]], [(7, 1, 1), range(0, 1)], ({7, 1}, frozenset([0])), [numpy.array([1, 7]), {0: 2}]],
 )
 def test_positives_may_come_in_any_collection(normal, bad_input, positives):
     queries, documents = normal(0, 2, 3), normal(1, 8, 3)
@@ -610,8 +610,8 @@ def test_positives_may_have_any_integer_dtype(normal, dtype):
 def test_half_precision_is_mined_in_float32(normal, dtype):
     queries, documents = normal(0, 3, 300, dtype=dtype), normal(1, 9, 300, dtype=dtype)
     positives = [{0, 4}, {1}, {8}]
-    indices, scores = mine_hard_negatives(queries, documents, positives, k=6, margin=0.01, block_size=4)
-    exact, expected = mine_hard_negatives(queries.double(), documents.double(), positives, k=6, margin=0.01)[::-1]
+    scores, indices = mine_hard_negatives(queries, documents, positives, k=6, margin=0.01, block_size=4)
+    exact, expected = mine_hard_negatives(queries.double(), documents.double(), positives, k=6, margin=0.01)
     assert scores.dtype == torch.float32
     assert torch.equal(indices, expected)
     assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
@@ -619,7 +619,7 @@ def test_half_precision_is_mined_in_float32(normal, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scores_keep_the_dtype_and_indices_are_int64(normal, dtype):
-    indices, scores = mine_hard_negatives(normal(0, 2, 4, dtype=dtype), normal(1, 5, 4, dtype=dtype), [[0], [1]], k=2)
+    scores, indices = mine_hard_negatives(normal(0, 2, 4, dtype=dtype), normal(1, 5, 4, dtype=dtype), [[0], [1]], k=2)
     assert (indices.dtype, scores.dtype) == (torch.int64, dtype)
 
 
@@ -637,7 +637,7 @@ def test_a_zero_query_has_cosine_0_with_everything(device):
     documents = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], device=device)
     relative, absolute = {"margin": 0.5}, {"margin": 0.5, "strategy": "absolute"}
     for options, found in (({}, [[0, 2]]), (relative, [[0, 2]]), (absolute, [[-1, -1]])):
-        indices, scores = mine_hard_negatives(queries, documents, [[1]], k=2, **options)
+        scores, indices = mine_hard_negatives(queries, documents, [[1]], k=2, **options)
         assert indices.tolist() == found
         assert scores.tolist() == [[0.0 if i >= 0 else -math.inf for i in found[0]]]
 
@@ -654,7 +654,7 @@ def test_mining_records_no_gradient_and_mutates_nothing(normal):
     queries, documents = normal(0, 2, 4).requires_grad_(), normal(1, 5, 4).requires_grad_()
     positives = [{0, 1}, {2}]
     before = queries.detach().clone(), documents.detach().clone()
-    _, scores = mine_hard_negatives(queries, documents, positives, k=2, margin=0.1, block_size=2)
+    scores, _ = mine_hard_negatives(queries, documents, positives, k=2, margin=0.1, block_size=2)
     assert not scores.requires_grad
     assert torch.equal(queries, before[0]) and torch.equal(documents, before[1])
     assert positives == [{0, 1}, {2}]
@@ -673,15 +673,16 @@ def test_no_more_than_a_block_of_scores_is_alive(normal, largest):
     with largest() as seen:
         mine_hard_negatives(queries, documents, positives, k=2, margin=0.1, block_size=10)
     assert seen.numel <= 10 * (10 + 2 + 2) + 1
-    # by default 4096: queries too
-    many = torch.ones(5000, 1, device=queries.device)
-    positives = torch.zeros(5000, dtype=torch.int64, device=queries.device)
+    # by default
+    rows, columns = (512, 8192) if queries.device.type == "cpu" else (4096, 4096)
+    many = torch.ones(9000, 1, device=queries.device)
+    positives = torch.zeros(9000, dtype=torch.int64, device=queries.device)
     with largest() as seen:
-        mine_hard_negatives(many[:1], many, positives[:1], k=1)
-    assert seen.numel == 4096 + 1
+        mine_hard_negatives(many[:3], many, positives[:3], k=1)
+    assert seen.numel == 3 * columns
     with largest() as seen:
         mine_hard_negatives(many, many[:30], positives, k=1)
-    assert seen.numel == 4096 * (30 + 1)
+    assert seen.numel == rows * 30
 
 
 def test_the_default_block_holds_every_document_of_a_large_corpus(device):
@@ -691,7 +692,7 @@ def test_the_default_block_holds_every_document_of_a_large_corpus(device):
     for index, value in [(0, 2.0), (4095, 4.0), (4096, 5.0), (4105, 3.0), (4097, 6.0)]:
         documents[index, 0] = value
     query = torch.tensor([[1.0, 0.0]], dtype=torch.float64, device=device)
-    indices, _ = mine_hard_negatives(query, documents, [[4097]], k=4)
+    _, indices = mine_hard_negatives(query, documents, [[4097]], k=4)
     assert indices.tolist() == [[4096, 4095, 4105, 0]]
 
 

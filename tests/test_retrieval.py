@@ -283,7 +283,7 @@ def test_indices_may_have_any_integer_dtype(device, dtype):
 
 @pytest.mark.parametrize(
     "relevant",
-    [[[2, 7], [3]], [(7, 2, 2), range(3, 4)], ({7, 2}, frozenset([3])), [numpy.array([2, 7]), {3: "three"}]],
+    [[[2, 7], [3]], [(7, 2, 2), range(3, 4)], ({7, 2}, frozenset([3])), [numpy.array([2, 7]), {3: numpy.float32(1)}]],
 )
 def test_relevant_documents_may_come_in_any_collection(device, bad_input, relevant):
     ranked = torch.tensor([[4, 2, 7], [1, 2, 3]], device=device)

@@ -244,7 +244,7 @@ def test_mining(ours, theirs):
     )
     assert len(mined) > 10
     embed = lambda texts: model.encode(texts, convert_to_tensor=True)  # noqa: E731
-    indices, _ = mine_hard_negatives(embed(queries), embed(documents), [set(p) for p in positives], k=3, **ours)
+    _, indices = mine_hard_negatives(embed(queries), embed(documents), [set(p) for p in positives], k=3, **ours)
     for row in mined:
         q = queries.index(row["query"])
         assert {row[f"negative_{i}"] for i in (1, 2, 3)} == {documents[i] for i in indices[q]}

@@ -21,6 +21,7 @@ from mathlib import (
     gather_with_grad,
     gist_embed_loss,
     hard_negatives,
+    hardness_weights,
     info_nce,
     mean_reciprocal_rank,
     mine_hard_negatives,
@@ -44,6 +45,7 @@ def rules(positive_scores: Tensor, candidate_scores: Tensor) -> Tensor:
     weights = false_negative_weights(positive_scores, candidate_scores, strategy="absolute", margin=0.1, alpha=0.5)
     weights = weights * hard_negatives(positive_scores, candidate_scores, threshold=-0.5)
     weights = weights * semi_hard_negatives(positive_scores, candidate_scores, margin=1.0, side="below")
+    weights = weights * hardness_weights(positive_scores, candidate_scores, strength=2.0)
     return weights * assert_type(top_k_negatives(positive_scores, candidate_scores, k=2), Tensor)
 
 
@@ -96,10 +98,11 @@ def retrieval(queries: Tensor, documents: Tensor) -> None:
     relevant = [{0}, {1, 2}, {3}, {0, 3}]
     assert_type(recall_at_k(indices, relevant, k=2), Tensor)
     assert_type(mean_reciprocal_rank(indices, torch.arange(4)), Tensor)
-    assert_type(ndcg_at_k(indices, relevant, k=2), Tensor)
-    first, second = mine_hard_negatives(queries, documents, relevant, k=1, margin=0.1)
-    assert_type(first, Tensor)
-    assert_type(second, Tensor)
+    graded: list[dict[int, float]] = [{0: 1}, {1: 0, 2: 1}, {3: 2.5}, {0: 1, 3: 2}]
+    assert_type(ndcg_at_k(indices, graded, k=2, reduction="none"), Tensor)
+    mined = mine_hard_negatives(queries, documents, relevant, k=1, margin=0.1)
+    assert_type(mined.scores, Tensor)
+    assert_type(mined.indices, Tensor)
 
 
 def attend(x: Tensor) -> None:
