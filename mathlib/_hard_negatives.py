@@ -360,9 +360,7 @@ def mine_hard_negatives(
         # computed even without a margin: an index out of range fails here
         parts = parts_of(queries.shape[0], 4096)
         worst = torch.cat([lowest_of_positives(queries[rows], documents, known[rows]) for rows in parts])
-        limit = None
-        if margin is not None:
-            limit = worst - (margin if strategy == "absolute" else worst.abs() * margin)
+        limit = None if margin is None else worst - (margin if strategy == "absolute" else worst.abs() * margin)
 
         def drop(block: Tensor, rows: slice, columns: slice) -> Tensor:
             if limit is not None:
