@@ -122,11 +122,14 @@ def check_temperature(name: str, value: object, other: Tensor) -> None:
 
 def check_count(name: str, value: object, *, least: int = 1, most: int | None = None, most_meaning: str = "") -> None:
     """Raise unless value is an int with least <= value <= most."""
+    number = isinstance(value, Integral) and not isinstance(value, bool)
+    if number and value >= least and (most is None or value <= most):  # type: ignore[operator]
+        return
+    # not before: a graph in which a size is open would have to be one for the size that is written out
     wanted = f"an int >= {least}" + (f" and <= {most} ({most_meaning})" if most is not None else "")
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not number:
         raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
-    if value < least or (most is not None and value > most):  # type: ignore[operator]
-        raise ValueError(f"{name} must be {wanted}, was {value}")
+    raise ValueError(f"{name} must be {wanted}, was {value}")
 
 
 def check_flag(name: str, value: object) -> None:

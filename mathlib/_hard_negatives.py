@@ -312,8 +312,8 @@ def mine_hard_negatives(
         margin: m >= 0; None compares with no positive.
         strategy: "relative" or "absolute": how margin is meant, as in `false_negative_weights`.
         range_min: of the documents left, skip as many of the most similar ones, >= 0.
-        block_size: queries, and documents, scored at once, by default 512 and 8192 (4096 and 4096 on CUDA);
-            memory is of the order of their product, and Q x (range_min + k).
+        block_size: queries, and documents, scored at once, by default as in `search` (on CUDA 4096 and 4096);
+            memory is of the order of their product, D x block, and Q x (range_min + k).
 
     Returns:
         As of `search`, the named pair of cosines, highest first (float32 for half-precision inputs), and the
@@ -360,9 +360,7 @@ def mine_hard_negatives(
         # computed even without a margin: an index out of range fails here
         parts = parts_of(queries.shape[0], 4096)
         worst = torch.cat([lowest_of_positives(queries[rows], documents, known[rows]) for rows in parts])
-        limit = None
-        if margin is not None:
-            limit = worst - (margin if strategy == "absolute" else worst.abs() * margin)
+        limit = None if margin is None else worst - (margin if strategy == "absolute" else worst.abs() * margin)
 
         def drop(block: Tensor, rows: slice, columns: slice) -> Tensor:
             if limit is not None:

@@ -107,8 +107,9 @@ def search(
         documents: N embeddings; same dtype and device as queries.
         k: how many, 1 <= k <= N.
         metric: "dot" or "cosine".
-        block_size: documents scored at once, by default 8192 (4096 on CUDA). Memory is of the order
-            Q x (block + k); on a CPU at most 512 queries are scored at once, so 512 x block + Q x k.
+        block_size: documents scored at once, by default 8192, for 64 queries or fewer 65536 (on CUDA 4096).
+            Memory is of the order Q x (block + k), on a CPU min(Q, 512) x block + Q x k, and with "cosine" or
+            half precision D x block.
 
     Returns:
         The named pair of scores, best first (float32 for half-precision inputs), and the documents' indices.
@@ -180,17 +181,18 @@ def nearest(
 
     drop(block, rows, columns) gives the scores of what shall not be found -inf; it may write into the block.
     """
-    # on a CPU a block of scores should stay in its cache; CUDA wants few launches
-    rows = rows or (queries.shape[0] if queries.is_cuda else 512)
-    columns = columns or (4096 if queries.is_cuda else 8192)
-    given = [(part, vectors_of(queries[part], metric)) for part in parts_of(queries.shape[0], rows)]
+    asking = queries.shape[0]
+    # on a CPU a block of scores should stay in its cache, but be worth its launches; CUDA wants few of these
+    rows = rows or (asking if queries.is_cuda else 512)
+    columns = columns or (4096 if queries.is_cuda else 8192 if asking > 64 else 65536)
+    given = [(part, vectors_of(queries[part], metric)) for part in parts_of(asking, rows)]
     best: list[SearchResult | None] = [None] * len(given)
     for part in parts_of(documents.shape[0], columns):
         candidates = vectors_of(documents[part], metric)
         for i, (asked, vectors) in enumerate(given):
             block = drop(scores_of(vectors, candidates, queries.dtype), asked, part)
             found = strongest(block.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), k)
-            best[i] = merged(best[i], SearchResult(found.scores, found.indices + part.start), k)
+            best[i] = merged(best[i], found, part.start, k)
     results = [ordered(*result) for result in best if result is not None]
     return results[0] if len(results) == 1 else SearchResult(*map(torch.cat, zip(*results, strict=True)))
 
@@ -212,7 +214,7 @@ def strongest(scores: Tensor, k: int) -> SearchResult:
     rows, columns = scores.shape
     groups = columns // WIDTH
     # the candidates must be few, and there must be enough scores to be worth the launches
-    if scores.is_cuda or rows * columns < 2**18 or groups < 2 * k:
+    if scores.is_cuda or rows * columns < 2**17 or groups < 2 * k:
         return SearchResult(*scores.topk(min(k, columns), dim=1, sorted=False))
     rest = groups * WIDTH
     grouped = scores[:, :rest].unflatten(1, (groups, WIDTH))
@@ -224,11 +226,12 @@ def strongest(scores: Tensor, k: int) -> SearchResult:
     return SearchResult(scores, places)
 
 
-def merged(before: SearchResult | None, found: SearchResult, k: int) -> SearchResult:
-    """The k best of both, in any order."""
+def merged(before: SearchResult | None, found: SearchResult, first: int, k: int) -> SearchResult:
+    """The k best of both, in any order; found are those of the documents from the first on."""
     if before is None:
         return found
-    scores, indices = (torch.cat(pair, dim=1) for pair in zip(before, found, strict=True))
+    scores = torch.cat([before.scores, found.scores], dim=1)
+    indices = torch.cat([before.indices, found.indices + first], dim=1)
     best, places = scores.topk(min(k, scores.shape[1]), dim=1, sorted=False)
     return SearchResult(best, indices.gather(1, places))
 

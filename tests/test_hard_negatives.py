@@ -18,6 +18,7 @@ from mathlib import (
     curriculum,
     false_negative_weights,
     hard_negatives,
+    hardness_weights,
     info_nce,
     mine_hard_negatives,
     search,
@@ -333,6 +334,7 @@ def test_no_value_is_read(bad_input, name):
         (semi_hard_negatives, "margin", [0.3, 0.2, 0.1]),
         (partial(semi_hard_negatives, side="below"), "margin", [0.3, 0.2, 0.1]),
         (top_k_negatives, "k", [3, 2, 1]),
+        (hardness_weights, "strength", [0.5, 1.0, 2.0]),
     ],
 )
 def test_rules_compile_without_a_graph_break_while_a_schedule_runs(normal, bad_input, rule, option, values):
@@ -342,6 +344,124 @@ def test_rules_compile_without_a_graph_break_while_a_schedule_runs(normal, bad_i
     for value in values:
         now = {option: value}
         assert torch.equal(compiled(positive, candidates, **now), rule(positive, candidates, **now))
+
+
+# hardness_weights
+
+
+def loop_hardness(strength, s_p, scores):
+    there = [math.exp(strength * s) for s in scores if s > -math.inf]
+    return [math.exp(strength * s) * len(there) / math.fsum(there) if s > -math.inf else 0.0 for s in scores]
+
+
+def test_hardness_weights_by_hand(device):
+    # e^(2 s) is 1, 4, 2: their mean is 7/3; without the second 3/2
+    scores = torch.tensor([[0, math.log(2), math.log(2) / 2], [0, -math.inf, math.log(2) / 2]], device=device)
+    weights = hardness_weights(torch.zeros(2, 1, device=device), scores, strength=2.0)
+    assert_close(weights.cpu(), torch.tensor([[3 / 7, 12 / 7, 6 / 7], [2 / 3, 0, 4 / 3]]))
+
+
+some_scores = st.lists(st.one_of(st.just(-math.inf), st.floats(-1, 1)), min_size=1, max_size=6)
+
+
+@given(some_scores, st.floats(0, 50))
+def test_hardness_weights_are_the_loop(device, scores, strength):
+    candidates = torch.tensor([scores], dtype=torch.float64, device=device)
+    weights = hardness_weights(torch.zeros_like(candidates[:, :1]), candidates, strength=strength)
+    assert weights[0].tolist() == pytest.approx(loop_hardness(strength, 0, scores), rel=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block_size", [None, 1, 3])
+def test_hardness_as_a_rule_of_info_nce_is_the_loop(normal, layout, block_size):
+    tensors, how = batch(normal, layout)
+    expected = info_nce_by_hand(*lists(tensors), **how, weigh=partial(loop_hardness, 3.0))
+    rule = partial(hardness_weights, strength=3.0)
+    ours = info_nce(*tensors, temperature=0.3, **how, weigh=rule, block_size=block_size, reduction="none")
+    assert ours.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_hardness_agrees_with_the_papers_reweighting(normal):
+    # as its authors' code has it, with tau_plus = 0: reweight = (imp * neg).sum() / imp.mean(), imp = neg ** beta
+    temperature, beta = 0.5, 1.5
+    s_p, scores = normal(0, 4).tanh(), normal(1, 4, 6).tanh()
+    positive, negative = (s_p / temperature).exp(), (scores / temperature).exp()
+    importance = (beta * negative.log()).exp()
+    reweighted = (importance * negative).sum(dim=1) / importance.mean(dim=1)
+    weights = hardness_weights(s_p[:, None], scores, strength=beta / temperature)
+    ours = contrastive_loss(s_p, scores, temperature=temperature, weights=weights, reduction="none")
+    assert_close(ours, -(positive / (positive + reweighted)).log())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_strength_it_is_plain_info_nce(normal, layout):
+    tensors, how = batch(normal, layout)
+    ours = info_nce(*tensors, **how, weigh=partial(hardness_weights, strength=0))
+    assert_close(ours, info_nce(*tensors, **how))
+
+
+@given(distinct, st.permutations(range(5)), exact, st.floats(0, 1e30))
+def test_hardness_sees_the_distances_of_scores_not_where_they_stand(device, row, order, shift, strength):
+    positive, candidates = tensors_of(row, device)
+    weights = hardness_weights(positive, candidates, strength=strength)
+    assert_close(hardness_weights(positive - 1, candidates[:, order], strength=strength), weights[:, order])
+    assert_close(hardness_weights(positive, candidates + shift, strength=strength), weights)
+    # together as much as without, the harder the more
+    assert weights.sum().item() == pytest.approx(5)
+    assert (weights[0, candidates[0].argsort()].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strength", [1e3, 1e30, 1e300])
+def test_hardness_is_finite_at_any_strength(device, dtype, strength):
+    scores = torch.tensor([[1, 0.5, 1, -math.inf], [-9e3, -math.inf, -math.inf, -math.inf], [-math.inf] * 4])
+    scores = scores.to(device, dtype)
+    weights = hardness_weights(torch.zeros_like(scores[:, :1]), scores, strength=strength)
+    expected = torch.tensor([[1.5, 0, 1.5, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=weights.dtype, device=device)
+    assert_close(weights, expected, rtol=0, atol=1e-200)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hardness_has_the_scores_dtype_or_float32_also_under_autocast(normal, dtype):
+    positive, candidates = normal(0, 4, 1, dtype=dtype), normal(1, 4, 50, dtype=dtype)
+    weights = hardness_weights(positive, candidates, strength=2.0)
+    assert weights.dtype == (torch.float32 if dtype in HALVES else dtype)
+    exact_weights = hardness_weights(positive.double(), candidates.double(), strength=2.0)
+    assert_close(weights.double(), exact_weights, rtol=1e-5, atol=1e-6)
+    with torch.autocast(positive.device.type, dtype=torch.bfloat16):
+        assert_close(hardness_weights(positive, candidates, strength=2.0), weights, rtol=0, atol=0)
+
+
+def test_hardness_lets_no_gradient_through_and_mutates_nothing(normal):
+    positive, candidates = normal(0, 3, 1).requires_grad_(), normal(1, 3, 4).requires_grad_()
+    before = candidates.detach().clone()
+    assert not hardness_weights(positive, candidates, strength=2.0).requires_grad
+    assert torch.equal(candidates, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+def test_hardness_of_no_row_and_no_candidate(device, shape):
+    positive, candidates = torch.zeros(shape[0], 1, device=device), torch.zeros(shape, device=device)
+    assert hardness_weights(positive, candidates, strength=2.0).shape == shape
+
+
+def test_hardness_does_not_hide_what_is_no_number(device):
+    candidates, positive = torch.tensor([[math.nan, 0.2, 0.3]], device=device), torch.zeros(1, device=device)
+    weights = hardness_weights(positive[:, None], candidates, strength=2.0)
+    assert contrastive_loss(positive, candidates, temperature=0.1, weights=weights).isnan()
+
+
+def test_gradcheck_of_info_nce_with_constant_hardness(normal):
+    # the weights count as constants, so what is differentiated is the loss at these weights
+    anchor, positive = (normal(seed, 5, 3).requires_grad_() for seed in (0, 1))
+    s_p, scores = similarity_matrix(anchor, positive).diagonal(), similarity_matrix(anchor, positive)
+    others = ~torch.eye(5, dtype=torch.bool, device=anchor.device)
+    scores = scores[others].view(5, 4)
+    weights = hardness_weights(s_p[:, None], scores, strength=3.0)
+    expected = contrastive_loss(s_p, scores, temperature=0.4, weights=weights)
+    ours = info_nce(anchor, positive, temperature=0.4, weigh=partial(hardness_weights, strength=3.0))
+    assert_close(ours, expected)
+    assert_close(*(torch.autograd.grad(loss, (anchor, positive)) for loss in (ours, expected)))
 
 
 # curriculum
@@ -482,6 +602,18 @@ def test_the_relative_margin_is_the_default(device):
     assert mine_hard_negatives(queries, documents, [{0}], **options).indices.tolist() == [[1]]
     assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="relative").indices.tolist() == [[1]]
     assert mine_hard_negatives(queries, documents, [{0}], **options, strategy="absolute").indices.tolist() == [[2]]
+
+
+def test_of_grades_only_those_above_0_are_positives(device):
+    queries = torch.tensor([[3.0, 0.0, 0.0, 0.0]], dtype=torch.float64, device=device)
+    documents = torch.tensor(CORPUS, dtype=torch.float64, device=device)
+    # 0 was judged and is not relevant, so it is the hardest negative, and 5 sets no limit
+    judged = [{0: 0, 1: 2, 2: 0.5, 5: -1}]
+    for options in ({}, {"margin": 0.3}):
+        ours = mine_hard_negatives(queries, documents, judged, k=4, **options)
+        expected = mine_hard_negatives(queries, documents, [{1, 2}], k=4, **options)
+        assert torch.equal(ours.indices, expected.indices) and torch.equal(ours.scores, expected.scores)
+    assert mine_hard_negatives(queries, documents, judged, k=2).indices.tolist() == [[0, 3]]
 
 
 # mine_hard_negatives: by a loop over Python floats
@@ -632,6 +764,70 @@ def test_autocast_changes_no_result_of_mining(normal, dtype):
         assert_close(mine_hard_negatives(queries, documents, [[0], [1], [2]], **options), outside, rtol=0, atol=0)
 
 
+margins = [{}, {"margin": 0.1}, {"margin": 0.1, "strategy": "absolute"}]
+
+
+@pytest.mark.parametrize("options", margins)
+@pytest.mark.parametrize("block_size", [None, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_document_without_a_number_is_never_mined(device, options, block_size, dtype):
+    rows = [[math.nan, 1], [1, 0], [1, math.nan], [-1, 0], [math.nan, math.nan]]
+    documents = torch.tensor(rows, dtype=dtype, device=device)
+    query = torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
+    found = mine_hard_negatives(query, documents, [{1}], k=3, block_size=block_size, **options)
+    assert found.indices.tolist() == [[3, -1, -1]]
+    assert found.scores.tolist() == [[-1, -math.inf, -math.inf]]
+
+
+@pytest.mark.parametrize("options", margins)
+def test_a_query_without_a_number_has_no_negatives(normal, options):
+    queries, documents = normal(0, 3, 4), normal(1, 9, 4)
+    others = mine_hard_negatives(queries, documents, [[0], [1], [2]], k=3, **options)
+    queries[1, 0] = math.nan
+    scores, indices = mine_hard_negatives(queries, documents, [[0], [1], [2]], k=3, **options)
+    assert indices[1].tolist() == [-1] * 3 and scores[1].tolist() == [-math.inf] * 3
+    assert torch.equal(scores[::2], others.scores[::2]) and torch.equal(indices[::2], others.indices[::2])
+
+
+def test_a_positive_without_a_number_sets_no_margin_and_is_never_mined(normal):
+    queries, documents = normal(0, 1, 4), normal(1, 5, 4)
+    documents[2] = math.nan
+    for positives in ([{2}], [{1, 2}], [{2, 1}]):
+        without = mine_hard_negatives(queries, documents, positives, k=5)
+        left = set(range(5)) - positives[0]
+        assert without.indices[0].tolist()[: len(left)] != [-1] and set(without.indices[0].tolist()) == left | {-1}
+        with_margin = mine_hard_negatives(queries, documents, positives, k=2, margin=0.1)
+        assert with_margin.indices.tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("margin", [None, 0.05])
+def test_mining_a_large_corpus_is_exact(normal, margin):
+    # large enough for two levels, several blocks of queries and documents; numbers of positives differ
+    queries, documents = normal(0, 600, 8), normal(1, 9000, 8)
+    positives = [{q, 8192 + q % 300, 8191} if q % 2 else {q} for q in range(600)]
+    scores, indices = mine_hard_negatives(queries, documents, positives, k=10, margin=margin, range_min=2)
+    expected = similarity_matrix(queries, documents)
+    for q, known in enumerate(positives):
+        limit = min(expected[q, d].item() for d in known)
+        if margin is not None:
+            expected[q, expected[q] > limit - abs(limit) * margin] = -math.inf
+        expected[q, list(known)] = -math.inf
+    best, places = expected.topk(12, dim=1)
+    assert_close(scores, best[:, 2:])
+    assert torch.equal(indices, places[:, 2:].masked_fill(best[:, 2:] == -math.inf, -1))
+
+
+def test_the_pair_is_that_of_search(normal):
+    documents = normal(0, 5, 3)
+    mined, found = (
+        mine_hard_negatives(documents, documents, [[d] for d in range(5)], k=1),
+        search(documents, documents, k=1),
+    )
+    assert type(mined) is type(found)
+    scores, indices = mined
+    assert scores is mined.scores and indices is mined.indices
+
+
 def test_a_zero_query_has_cosine_0_with_everything(device):
     queries = torch.zeros(1, 2, device=device)
     documents = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]], device=device)
@@ -678,8 +874,8 @@ def test_no_more_than_a_block_of_scores_is_alive(normal, largest):
     many = torch.ones(9000, 1, device=queries.device)
     positives = torch.zeros(9000, dtype=torch.int64, device=queries.device)
     with largest() as seen:
-        mine_hard_negatives(many[:3], many, positives[:3], k=1)
-    assert seen.numel == 3 * columns
+        mine_hard_negatives(many[:65], many, positives[:65], k=1)
+    assert seen.numel == 65 * columns
     with largest() as seen:
         mine_hard_negatives(many, many[:30], positives, k=1)
     assert seen.numel == rows * 30
@@ -730,7 +926,12 @@ GOOD = {"positive_scores": torch.zeros(2, 1), "candidate_scores": torch.zeros(2,
 
 @pytest.mark.parametrize(
     "rule",
-    [partial(hard_negatives, threshold=0.5), partial(semi_hard_negatives, margin=0.5), partial(top_k_negatives, k=1)],
+    [
+        partial(hard_negatives, threshold=0.5),
+        partial(semi_hard_negatives, margin=0.5),
+        partial(top_k_negatives, k=1),
+        partial(hardness_weights, strength=1.0),
+    ],
 )
 @pytest.mark.parametrize("wrong, error, message", WRONG_SCORES)
 def test_rules_say_what_is_wrong_with_scores(bad_input, rule, wrong, error, message):
@@ -764,6 +965,9 @@ def test_rules_say_what_is_wrong_with_scores(bad_input, rule, wrong, error, mess
         (top_k_negatives, {"k": -3}, ValueError, "k must be an int >= 1, was -3"),
         (top_k_negatives, {"k": 1.0}, TypeError, "k must be an int >= 1, was float"),
         (top_k_negatives, {"k": True}, TypeError, "k must be an int >= 1, was bool"),
+        (hardness_weights, {"strength": -1}, ValueError, "strength must be a finite number and >= 0, was -1"),
+        (hardness_weights, {"strength": math.inf}, ValueError, "strength must be a finite number and >= 0, was inf"),
+        (hardness_weights, {"strength": None}, TypeError, "strength must be a finite number and >= 0, was NoneType"),
     ],
 )
 def test_rules_say_what_is_wrong_with_an_option(bad_input, rule, options, error, message):
@@ -860,6 +1064,21 @@ count = "k must be an int >= 1 and <= 3 (the number of documents), was"
         ({"positive_indices": [{0}, [1.0]]}, TypeError, "positive_indices must hold ints, item 1 had a float"),
         ({"positive_indices": [{0}, [0, 3]]}, ValueError, "positive_indices must lie in 0..2, item 1 had 3"),
         ({"positive_indices": [{-1}, [0]]}, ValueError, "positive_indices must lie in 0..2, item 0 had -1"),
+        (
+            {"positive_indices": [{0: 1}, {1: 0, 2: -1}]},
+            ValueError,
+            "positive_indices must have a grade above 0 for every query, item 1 had none",
+        ),
+        (
+            {"positive_indices": [{0: 1}, {1: 1, 3: 0}]},
+            ValueError,
+            "positive_indices must lie in 0..2, item 1 had 3",
+        ),
+        (
+            {"positive_indices": [{0: None}, {1}]},
+            TypeError,
+            "positive_indices must have numbers as grades, item 0 had a NoneType for document 0",
+        ),
         ({"positive_indices": torch.tensor([0, 3])}, IndexError, "index out of range in self"),
         ({"positive_indices": torch.tensor([-1, 0])}, IndexError, "index out of range in self"),
         ({"k": 0}, ValueError, f"{count} 0"),

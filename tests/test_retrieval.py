@@ -4,12 +4,13 @@ import numpy
 import pytest
 import sklearn.metrics
 import torch
-from by_hand import DTYPES, HALVES
+from by_hand import DTYPES, HALVES, dot
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+import mathlib._retrieval
 from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
 
 seeds = st.integers(0, 2**32)
@@ -85,13 +86,114 @@ def test_many_equal_scores_come_in_the_order_of_their_index(normal, block_size):
 
 
 def test_the_default_block_holds_every_document_of_a_large_corpus(normal):
-    # more than one default block of 4096: the best are the first, the last, and those around the seam
-    documents = torch.zeros(4096 + 10, 1, dtype=torch.float64, device=normal(0, 1).device)
-    for index, value in [(0, 2.0), (4095, 4.0), (4096, 5.0), (4105, 3.0)]:
+    # more than one default block, of queries too: the best are the first, the last, and those around the seams
+    documents = torch.zeros(8192 + 10, 1, dtype=torch.float64, device=normal(0, 1).device)
+    for index, value in [(0, 2.0), (4096, 1.0), (8191, 4.0), (8192, 5.0), (8201, 3.0)]:
         documents[index] = value
-    scores, indices = search(torch.ones_like(documents[:1]), documents, k=4)
-    assert indices.tolist() == [[4096, 4095, 4105, 0]]
-    assert scores.tolist() == [[5, 4, 3, 2]]
+    queries = torch.arange(1.0, 600).to(documents)[:, None]
+    scores, indices = search(queries, documents, k=5)
+    assert indices.tolist() == [[8192, 8191, 8201, 0, 4096]] * 599
+    assert torch.equal(scores, queries * torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]).to(queries))
+
+
+def test_no_more_than_a_block_of_scores_is_alive(device, largest):
+    many = torch.ones(70_000, 1, device=device)
+    # by default, for 64 queries and for more
+    for queries, documents, scores in [(64, 70_000, 64 * 65_536), (65, 70_000, 65 * 8192), (9000, 30, 512 * 30)]:
+        with largest() as seen:
+            search(many[:queries], many[:documents], k=1)
+        if device == "cpu":
+            assert seen.numel == scores
+    with largest() as seen:
+        search(many[:20], many[:1000], k=2, block_size=100)
+    assert seen.numel == 20 * 100
+
+
+# search: the k best by two levels
+
+
+@pytest.mark.parametrize("columns", [64 * 500, 64 * 500 + 1, 64 * 501 - 1])
+@pytest.mark.parametrize("k", [1, 10, 250, 251])
+@pytest.mark.parametrize("values", ["all differ", "many tie"])
+def test_the_best_of_groups_are_those_of_topk(normal, columns, k, values):
+    scores = normal(columns, 5, columns, dtype=torch.float32)
+    if values == "many tie":
+        scores = scores.round()
+    best, places = mathlib._retrieval.strongest(scores, k)
+    assert torch.equal(best.sort(descending=True).values, scores.topk(k, dim=1).values)
+    assert torch.equal(scores.gather(1, places), best)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_the_best_may_all_stand_in_one_group_or_in_the_rest(device):
+    scores = torch.zeros(3, 64 * 2000 + 7, device=device)
+    # beside one another; one in each of 10 groups; in the columns after the last whole group
+    scores[0, 640:650] = scores[1, 5:650:65] = scores[2, -10:] = torch.arange(10.0, 0, -1, device=device)
+    _, places = mathlib._retrieval.strongest(scores, 10)
+    expected = [range(640, 650), range(5, 650, 65), range(64 * 2000 - 3, 64 * 2000 + 7)]
+    assert [sorted(row) for row in places.tolist()] == [list(row) for row in expected]
+
+
+@pytest.mark.parametrize(
+    "rows, columns, k, twice", [(4, 32768, 256, True), (4, 32767, 4, False), (4, 32768, 257, False)]
+)
+def test_only_what_is_large_takes_two_levels(device, rows, columns, k, twice):
+    with torch.profiler.profile() as profile:
+        mathlib._retrieval.strongest(torch.zeros(rows, columns, device=device), k)
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::topk"] == (2 if twice and device == "cpu" else 1)
+
+
+@given(seeds, st.sampled_from([1, 3, 20]), st.sampled_from([None, 20_000, 33_000]))
+def test_a_large_search_is_exact(normal, seed, k, block_size):
+    queries, documents = normal(seed, 5, 3), normal(seed + 1, 33_000, 3)
+    scores, indices = search(queries, documents, k=k, block_size=block_size)
+    expected, places = (queries @ documents.T).topk(k, dim=1)
+    assert torch.equal(indices, places)
+    assert_close(scores, expected)
+
+
+# search: what has no number
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+@pytest.mark.parametrize("block_size", [None, 1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_document_without_a_number_comes_last(device, metric, block_size, dtype):
+    documents = torch.tensor([[math.nan, 1], [-1, 0], [1, math.nan], [1, 0], [-1, 1]], dtype=dtype, device=device)
+    query = torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
+    found = search(query, documents, k=5, metric=metric, block_size=block_size)
+    third, fourth = (4, 1) if metric == "cosine" else (1, 4)
+    assert found.indices.tolist() == [[3, third, fourth, 0, 2]]
+    assert found.scores[0, 3:].tolist() == [-math.inf, -math.inf]
+    assert search(query, documents, k=1, metric=metric, block_size=block_size).indices.tolist() == [[3]]
+
+
+def test_documents_without_a_number_do_not_hide_others(normal):
+    # large enough for two levels: every group has one
+    queries, documents = normal(0, 5, 3), normal(1, 33_000, 3)
+    documents[::50] = math.nan
+    scores, indices = search(queries, documents, k=20)
+    expected, places = (queries @ documents.T).nan_to_num(-math.inf).topk(20, dim=1)
+    assert torch.equal(indices, places)
+    assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_a_query_without_a_number_finds_what_has_none(normal, block_size):
+    queries, documents = normal(0, 3, 4), normal(1, 5, 4)
+    others = search(queries, documents, k=2, block_size=block_size)
+    queries[1, 2] = math.nan
+    scores, indices = search(queries, documents, k=2, block_size=block_size)
+    assert scores[1].tolist() == [-math.inf, -math.inf]
+    assert len(set(indices[1].tolist())) == 2 and ((indices[1] >= 0) & (indices[1] < 5)).all()
+    assert torch.equal(scores[::2], others.scores[::2]) and torch.equal(indices[::2], others.indices[::2])
+
+
+def test_an_infinite_score_is_a_number(device):
+    documents = torch.tensor([[1.0], [math.inf], [-math.inf], [math.nan]], device=device)
+    found = search(torch.ones(1, 1, device=device), documents, k=2)
+    assert (found.scores.tolist(), found.indices.tolist()) == ([[math.inf, 1]], [[1, 0]])
 
 
 # search: edges
@@ -106,6 +208,35 @@ def test_half_precision_is_searched_in_float32(normal, dtype, metric):
     assert scores.dtype == torch.float32
     assert torch.equal(indices, expected)
     assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["dot", "cosine"])
+def test_half_precision_is_multiplied_as_such(monkeypatch, normal, metric):
+    seen = []
+    product = mathlib._retrieval.products_of_halves
+    monkeypatch.setattr(
+        mathlib._retrieval, "products_of_halves", lambda a, b, dtype: seen.append(dtype) or product(a, b, dtype)
+    )
+    for dtype in HALVES:
+        search(normal(0, 3, 4, dtype=dtype), normal(1, 5, 4, dtype=dtype), k=1, metric=metric)
+    search(normal(0, 3, 4), normal(1, 5, 4), k=1, metric=metric)
+    assert seen == HALVES
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_cosines_of_half_precision_do_not_overflow(device, dtype):
+    largest = torch.finfo(dtype).max
+    documents = torch.tensor([[largest] * 4, [largest, largest, 0, 0], [0] * 4], dtype=dtype, device=device)
+    scores, indices = search(documents[:1], documents, k=3, metric="cosine")
+    assert indices.tolist() == [[0, 1, 2]]
+    assert scores[0].tolist() == pytest.approx([1, math.sqrt(0.5), 0], rel=1e-6)
+
+
+def test_the_result_has_names_and_unpacks(device):
+    documents = torch.eye(2, device=device)
+    found = search(documents, documents, k=1)
+    scores, indices = found
+    assert scores is found.scores is found[0] and indices is found.indices is found[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -183,17 +314,44 @@ def test_ndcg_by_hand(device):
     assert ndcg_at_k(ranked, torch.tensor([2], device=device), k=1).item() == 0
 
 
+def test_grades_by_hand(device):
+    # as in the qrels of pytrec_eval and BEIR: 7 was judged, and is not relevant
+    ranked = torch.tensor([[7, 3]], device=device)
+    judged = [{3: 1, 7: 0}]
+    assert recall_at_k(ranked, judged, k=1) == 0
+    assert mean_reciprocal_rank(ranked, judged) == 0.5
+    assert ndcg_at_k(ranked, judged, k=1) == 0
+    # gains 2, 0, 0.5 at ranks 1, 2, 3; the best order has 3, 2, 0.5
+    ranked = torch.tensor([[4, 2, 7]], device=device)
+    judged = [{4: 2, 9: 3, 2: -1, 7: 0.5}]
+    gain, best = 2 + 0.5 / 2, 3 + 2 / math.log2(3) + 0.5 / 2
+    assert ndcg_at_k(ranked, judged, k=3).item() == pytest.approx(gain / best, rel=1e-6)
+    assert ndcg_at_k(ranked, judged, k=1).item() == pytest.approx(2 / 3, rel=1e-6)
+    assert recall_at_k(ranked, judged, k=3).item() == pytest.approx(2 / 3, rel=1e-6)
+
+
 # The metrics: by a loop over Python ints and floats
 
 
 def loop_metrics(ranked, relevant, k):
-    recall = reciprocal = ndcg = 0.0
+    """Each query's recall, reciprocal rank and nDCG."""
+    values = []
     for row, wanted in zip(ranked, relevant, strict=True):
-        recall += sum(document in wanted for document in row[:k]) / len(wanted)
-        reciprocal += next((1 / r for r, document in enumerate(row, 1) if document in wanted), 0.0)
-        gain = math.fsum(1 / math.log2(r + 1) for r, document in enumerate(row[:k], 1) if document in wanted)
-        ndcg += gain / math.fsum(1 / math.log2(r + 1) for r in range(1, min(k, len(wanted)) + 1))
-    return [recall / len(ranked), reciprocal / len(ranked), ndcg / len(ranked)]
+        grades = wanted if isinstance(wanted, dict) else dict.fromkeys(wanted, 1)
+        good = {document for document, grade in grades.items() if grade > 0}
+        discounts = [1 / math.log2(r + 1) for r in range(1, k + 1)]
+        gains = [max(grades.get(document, 0), 0) for document in row[:k]]
+        ideal = sorted((grades[document] for document in good), reverse=True)[:k]
+        values.append([
+            sum(document in good for document in row[:k]) / len(good),
+            next((1 / r for r, document in enumerate(row, 1) if document in good), 0.0),
+            dot(gains, discounts) / dot(ideal, discounts[: len(ideal)]),
+        ])  # fmt: skip
+    return values
+
+
+def means(values):
+    return [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
 
 
 def metrics(ranked, relevant, k):
@@ -209,13 +367,29 @@ def metrics(ranked, relevant, k):
 # 3 queries that rank 5 of 8 documents, and any documents as relevant
 rankings = st.lists(st.permutations(range(8)).map(lambda row: row[:5]), min_size=3, max_size=3)
 judgements = st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=3, max_size=3)
+a_grade = st.sampled_from([-2, 0, 0, 0.5, 1, 1, 3])
+grades = st.dictionaries(st.integers(0, 7), a_grade).filter(lambda wanted: any(g > 0 for g in wanted.values()))
+graded = st.lists(grades, min_size=3, max_size=3)
 cutoffs = st.integers(1, 5)
 
 
-@given(rankings, judgements, cutoffs)
+@given(rankings, judgements | graded, cutoffs)
 def test_metrics_are_the_loop(device, ranked, relevant, k):
     ours = metrics(torch.tensor(ranked, device=device), relevant, k)
-    assert ours == pytest.approx(loop_metrics(ranked, relevant, k), rel=1e-6)
+    assert ours == pytest.approx(means(loop_metrics(ranked, relevant, k)), rel=1e-6)
+
+
+@given(rankings, judgements | graded, cutoffs)
+def test_each_query_has_its_value(device, ranked, relevant, k):
+    rows = torch.tensor(ranked, device=device)
+    ours = [
+        recall_at_k(rows, relevant, k=k, reduction="none"),
+        mean_reciprocal_rank(rows, relevant, reduction="none"),
+        ndcg_at_k(rows, relevant, k=k, reduction="none"),
+    ]
+    assert all(values.shape == (3,) and values.dtype == torch.float32 for values in ours)
+    for q, expected in enumerate(loop_metrics(ranked, relevant, k)):
+        assert [values[q].item() for values in ours] == pytest.approx(expected, rel=1e-6)
 
 
 # The metrics: peers
@@ -225,6 +399,15 @@ def test_metrics_are_the_loop(device, ranked, relevant, k):
 def test_ndcg_agrees_with_scikit_learn(device, ranked, relevant, k):
     # the documents that were not ranked follow in any order: a cut-off at k <= 5 does not see them
     truth = [[float(d in wanted) for d in range(8)] for wanted in relevant]
+    scores = [[-row.index(d) if d in row else -9 - d for d in range(8)] for row in ranked]
+    theirs = sklearn.metrics.ndcg_score(truth, scores, k=k)
+    assert ndcg_at_k(torch.tensor(ranked, device=device), relevant, k=k).item() == pytest.approx(theirs, rel=1e-6)
+
+
+@given(rankings, graded, cutoffs)
+def test_graded_ndcg_agrees_with_scikit_learn(device, ranked, relevant, k):
+    # it takes no grade below 0
+    truth = [[max(wanted.get(d, 0), 0) for d in range(8)] for wanted in relevant]
     scores = [[-row.index(d) if d in row else -9 - d for d in range(8)] for row in ranked]
     theirs = sklearn.metrics.ndcg_score(truth, scores, k=k)
     assert ndcg_at_k(torch.tensor(ranked, device=device), relevant, k=k).item() == pytest.approx(theirs, rel=1e-6)
@@ -247,6 +430,20 @@ def test_mean_reciprocal_rank_agrees_with_scikit_learn(device, ranked, relevant)
 def test_one_document_each_is_a_set_of_one_document(device, ranked, relevant, k):
     ranked = torch.tensor(ranked, device=device)
     assert metrics(ranked, torch.tensor(relevant, device=device), k) == metrics(ranked, [{d} for d in relevant], k)
+
+
+@given(rankings, judgements, cutoffs, st.sampled_from([0.25, 1, 7]))
+def test_one_grade_for_all_is_none(device, ranked, relevant, k, grade):
+    ranked = torch.tensor(ranked, device=device)
+    alike = [dict.fromkeys(wanted, grade) for wanted in relevant]
+    assert metrics(ranked, alike, k) == pytest.approx(metrics(ranked, relevant, k), rel=1e-6)
+
+
+@given(rankings, graded, cutoffs)
+def test_recall_and_reciprocal_rank_see_of_grades_only_which_are_above_0(device, ranked, relevant, k):
+    ranked = torch.tensor(ranked, device=device)
+    good = [{d for d, grade in wanted.items() if grade > 0} for wanted in relevant]
+    assert metrics(ranked, relevant, k)[:2] == metrics(ranked, good, k)[:2]
 
 
 @given(rankings, judgements, st.permutations(range(3)), cutoffs)
@@ -478,6 +675,35 @@ ranked = torch.tensor([[4, 2, 7], [1, 2, 3]])
         ({"relevant": [{2}, {2.0}]}, TypeError, "relevant must hold ints, item 1 had a float"),
         ({"relevant": [{2}, [False]]}, TypeError, "relevant must hold ints, item 1 had a bool"),
         ({"relevant": [["4"], {2}]}, TypeError, "relevant must hold ints, item 0 had a str"),
+        ({"relevant": [{2}, {"3": 1}]}, TypeError, "relevant must hold ints, item 1 had a str"),
+        ({"relevant": [{2}, {}]}, ValueError, "relevant must have a document for every query, item 1 was empty"),
+        (
+            {"relevant": [{2: 1}, {3: 0, 7: -1}]},
+            ValueError,
+            "relevant must have a grade above 0 for every query, item 1 had none",
+        ),
+        (
+            {"relevant": [{2: "1"}, {3: 1}]},
+            TypeError,
+            "relevant must have numbers as grades, item 0 had a str for document 2",
+        ),
+        (
+            {"relevant": [{2: 1}, {3: 1, 4: True}]},
+            TypeError,
+            "relevant must have numbers as grades, item 1 had a bool for document 4",
+        ),
+        (
+            {"relevant": [{2: 1}, {3: math.nan}]},
+            ValueError,
+            "relevant must have finite grades, item 1 had nan for document 3",
+        ),
+        (
+            {"relevant": [{2: 1, 5: -math.inf}, {3: 1}]},
+            ValueError,
+            "relevant must have finite grades, item 0 had -inf for document 5",
+        ),
+        ({"reduction": "sum"}, ValueError, "reduction must be one of 'mean', 'none', was 'sum'"),
+        ({"reduction": None}, ValueError, "reduction must be one of 'mean', 'none', was None"),
     ],
 )
 def test_metrics_say_what_is_wrong(bad_input, metric, wrong, error, message):

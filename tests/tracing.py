@@ -50,6 +50,7 @@ PADDING = torch.arange(7) < torch.tensor([7, 2, 5, 0])[:, None, None, None]
 LOGITS, ANSWERS = normal(4, 6, 5), torch.arange(24).reshape(4, 6) % 5
 PAIR, SCORES = (normal(4, 3), normal(4, 3).sin()), (normal(4, 1), normal(4, 3))
 LABELS = torch.tensor([0, 1, 0, 2])
+RANKED = torch.tensor([[0, 2, 1], [2, 1, 0], [1, 2, 0], [2, 0, 1]])
 # a function of tensors whose first axis, of 4, is the batch (6 and 7 are lengths, wherever they stand), and the tensors
 CALLS = {
     "cosine_similarity": (mathlib.cosine_similarity, PAIR),
@@ -82,6 +83,16 @@ CALLS = {
     "hard_negatives": (partial(mathlib.hard_negatives, threshold=0.1), SCORES),
     "semi_hard_negatives": (partial(mathlib.semi_hard_negatives, margin=0.5), SCORES),
     "top_k_negatives": (partial(mathlib.top_k_negatives, k=2), SCORES),
+    "hardness_weights": (partial(mathlib.hardness_weights, strength=2.0), SCORES),
+    "search": (lambda q, d: mathlib.search(q, d, k=2).scores, PAIR),
+    "search, cosine": (lambda q, d: mathlib.search(q, d, k=2, metric="cosine").indices, PAIR),
+    "mine_hard_negatives": (
+        lambda q, d, known: mathlib.mine_hard_negatives(q, d, known, k=2, margin=0.1).scores,
+        (*PAIR, LABELS),
+    ),
+    "recall_at_k": (partial(mathlib.recall_at_k, k=2, reduction="none"), (RANKED, LABELS)),
+    "mean_reciprocal_rank": (mathlib.mean_reciprocal_rank, (RANKED, LABELS)),
+    "ndcg_at_k": (partial(mathlib.ndcg_at_k, k=2), (RANKED, LABELS)),
     "attention, causal": (partial(mathlib.attention, is_causal=True), HEADS),
     "attention, grouped, padding": (
         lambda q, k, v, mask: mathlib.attention(q, k, v, mask=mask),

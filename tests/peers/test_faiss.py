@@ -31,6 +31,16 @@ def test_search_is_an_exact_index(normal, metric, block_size):
     assert [set(row) for row in indices.tolist()] == [set(row) for row in expected_indices.tolist()]
 
 
+@pytest.mark.parametrize("size", [9000, 20_011])
+def test_a_large_search_is_an_exact_index(normal, size):
+    # several blocks of documents and of queries, and what is left over, by two levels
+    queries, documents = normal(0, 600, 16, dtype=torch.float32), normal(1, size, 16, dtype=torch.float32)
+    scores, indices = search(queries, documents, k=10)
+    expected_scores, expected_indices = flat(queries, documents, 10)
+    assert_close(scores, expected_scores)
+    assert (indices.sort(dim=1).values == expected_indices.sort(dim=1).values).float().mean() > 0.999
+
+
 def test_copies_have_the_same_scores_and_ours_come_in_the_order_of_their_index(normal):
     # each document three times: which of the copies FAISS names, and in what order, is its own affair. In integers,
     # whose products no rounding sets apart

@@ -30,6 +30,16 @@ def test_metrics_of_a_search(normal, metric):
     assert_close(ours(ranked, relevant), torch.stack(values).mean().float())
 
 
+def test_ndcg_of_graded_judgements(normal):
+    # its gain is the grade as well
+    queries, documents = normal(0, 12, 6).abs(), normal(1, 40, 6).abs()
+    grades = normal(2, 12, 40).mul(2).round().clamp(0, 3).long()
+    judged = [dict(enumerate(row)) for row in grades.tolist()]
+    _, ranked = search(queries, documents, k=40)
+    theirs = [peer.retrieval_normalized_dcg(s, g, top_k=5) for s, g in zip(queries @ documents.T, grades, strict=True)]
+    assert_close(ndcg_at_k(ranked, judged, k=5, reduction="none"), torch.stack(theirs).float())
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_best_score_may_be_below_zero(device, metric):
     # cosines often are; document 1 is the best of three, and the relevant one
