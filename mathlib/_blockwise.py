@@ -176,27 +176,15 @@ def removal(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max / 4
 
 
-def softmax_(
-    logits: Tensor, positive_logits: Tensor, weights: Tensor | None = None, excluded: Excluded | None = None
-) -> Softmax:
+def softmax_(logits: Tensor, positive_logits: Tensor) -> Softmax:
     """The softmax of logits [R, C], in their place; what is less by the `removal` is not a candidate. A row without one
     has a lead so low that its loss, and all that is multiplied by its derivative, is 0.
-
-    With weights, exp(z_i) counts w_i times, except at the excluded entries, where a rule may have answered anything.
-    Logits of weight 0 must be removed: far above the others, they would leave them no digits.
     """
     highest = logits.amax(dim=1)
     shares = torch.softmax(logits, dim=1, out=logits)
     # The share of the highest is 1 / sum_i exp(z_i - highest), so that the sum needs no further pass over the block.
     # Its difference from the positive comes first: at temperature 1e-3 the logits have no digits for the logarithm.
-    lead = highest.sub_(positive_logits).sub_(shares.amax(dim=1).log_())
-    if weights is not None and excluded is not None:
-        shares.mul_(weights)
-        excluded.fill_(shares, 0.0)
-        whole = shares.sum(dim=1)
-        lead += whole.log()
-        shares.div_(whole.masked_fill_(whole == 0, 1.0)[:, None])
-    return Softmax(shares, lead)
+    return Softmax(shares, highest.sub_(positive_logits).sub_(shares.amax(dim=1).log_()))
 
 
 def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int | None) -> list[slice]:

@@ -280,11 +280,19 @@ class InfoNCE:
         if weights is not None:
             if weights.untyped_storage().data_ptr() == block.scratch.untyped_storage().data_ptr():
                 weights = weights.clone()  # the rule returned the scores themselves, which are about to be overwritten
+            # far above the others, logits of weight 0 would leave them no digits
             s_p, far = s_p / temperature, removal(scores.dtype)
             scores.div_(temperature).sub_(torch.eq(weights, 0, out=block.scratch), alpha=far)
             block.excluded.fill_(scores, -far)
         # With z the logits and l = log sum_i w_i e^{z_i - z_p} the candidates' lead, L = log(1 + e^l), and
         #     dL/dz_i = sigma(l) w_i e^{z_i} / sum_j w_j e^{z_j},    dL/dz_p = -sigma(l)
-        shares, lead = softmax_(scores, s_p, weights, block.excluded)
-        wrong = lead.sigmoid()
-        return Derivatives(loss_of_lead(lead), shares.mul_(wrong[:, None]), wrong.neg_())
+        shares, lead = softmax_(scores, s_p)
+        if weights is None:
+            wrong = scale = lead.sigmoid()
+        else:
+            block.excluded.fill_(shares.mul_(weights), 0.0)  # where a rule may have answered anything
+            whole = shares.sum(dim=1)
+            lead.add_(whole.log())
+            wrong = lead.sigmoid()
+            scale = wrong / whole.clamp_min_(torch.finfo(whole.dtype).tiny)  # 0 where every weight is
+        return Derivatives(loss_of_lead(lead), shares.mul_(scale[:, None]), -wrong)

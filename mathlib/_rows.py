@@ -164,7 +164,7 @@ def weighted(
     with torch.no_grad():
         candidate_scores = with_exact_ties(candidate_scores, positive_scores, features, out)
         for rule in rules:
-            given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
+            given = rule(positive_scores[:, None], candidate_scores)
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:
                 was = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
                 raise ValueError(f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}")

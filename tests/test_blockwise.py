@@ -216,16 +216,6 @@ def test_the_softmax_of_a_row_and_its_lead(normal):
     assert loss_of_lead(lead)[2] == 0 and lead.sigmoid()[2] == 0
 
 
-def test_weights_count_in_the_softmax_but_where_it_is_excluded(normal):
-    logits, positive, weights = normal(0, 3, 3), normal(1, 3), normal(2, 3, 3).exp()
-    logits.fill_diagonal_(-torch.inf)
-    weights.fill_diagonal_(torch.nan)
-    shares, lead = softmax_(logits.clone(), positive, weights, Excluded(0, [3], None))
-    weighted = logits + weights.log().fill_diagonal_(0)
-    assert_close(shares, weighted.softmax(dim=1))
-    assert_close(lead, weighted.logsumexp(dim=1) - positive)
-
-
 def test_what_is_removed_is_below_every_logit_that_counts_and_leaves_differences(device):
     for dtype in (torch.float32, torch.float64):
         lowest = -2 / torch.tensor(1e-12, dtype=dtype, device=device)  # cosines of -1 and 1 at a tiny temperature
