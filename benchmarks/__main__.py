@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import RESULTS, environment, flags, options, parser, read_command_line
 
-SCRIPTS = ("contrastive", "growth", "gist", "log_prob", "search", "attention", "imports")
+SCRIPTS = ("contrastive", "small", "growth", "gist", "log_prob", "search", "attention", "imports")
 
 parser.description = __doc__
 parser.add_argument("--note", default="", help="under what load the numbers were taken")

@@ -11,13 +11,14 @@ block of rows. `tests/test_blockwise.py` holds one against the other.
 """
 
 import inspect
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mathlib._halves import directions_of_halves, factor, products_of_halves
-from mathlib._rows import Embeddings, Excluded, Layout, reduced, surprise
+from mathlib._halves import as_factor, directions_of_halves, products_of_halves
+from mathlib._rows import Embeddings, Excluded, Layout, loss_of_lead, part, reduced
 from mathlib._similarity import direction, no_autocast, wide
 
 
@@ -28,7 +29,7 @@ class Block(NamedTuple):
     positive: Tensor
     """The positive's scores [R], or logits where the loss `takes_logits`."""
     scores: Tensor
-    """The candidates' [R, C], likewise; -inf where there is none; may be overwritten."""
+    """The candidates' [R, C], likewise; -inf where there is none, or as a logit -`removal`; may be overwritten."""
     scratch: Tensor
     """[R, C], unset; may be overwritten, unless the layout is symmetric: then the engine keeps the columns there."""
     excluded: Excluded
@@ -41,13 +42,11 @@ class Derivatives(NamedTuple):
     losses: Tensor
     """[R]"""
     by_scores: Tensor
-    """By the candidates' logits [R, C], each row to be multiplied by its scale; 0 where nothing is a candidate, except
-    that the engine writes by_positive over the positive's own entry. It may be the block's own memory.
+    """By the candidates' logits [R, C]; 0 where nothing is a candidate, except that the engine writes by_positive over
+    the positive's own entry. It may be the block's own memory.
     """
     by_positive: Tensor
-    """By the positive's logit [R], to be multiplied by the scale as well."""
-    scale: Tensor
-    """[R]; apart, since to multiply the embeddings by it later takes fewer numbers than to multiply the scores."""
+    """By the positive's logit [R]."""
 
 
 class RowLoss(Protocol):
@@ -81,11 +80,16 @@ class Vectors(NamedTuple):
     half: torch.dtype | None
     """The dtype of half-precision embeddings."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of scores."""
+        return torch.float32 if self.half else self.factors.anchor.dtype
+
     def multiply(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         """left @ right.T; of half-precision embeddings at half precision's speed, if either holds these."""
         if self.half is None:
             return torch.mm(left, right.T, out=out)
-        return products_of_halves(factor(left, self.half), factor(right, self.half), self.half, out)
+        return products_of_halves(as_factor(left, self.half), as_factor(right, self.half), self.half, out)
 
     def inverse_lengths_of(self, name: str) -> Tensor:
         """1 / length of the embeddings of that name, one in each row [n, 1]."""
@@ -112,22 +116,37 @@ class Vectors(NamedTuple):
         return Vectors(turn(self.factors), None if self.inverse is None else turn(self.inverse), self.half)
 
 
-def vectors_of(given: Embeddings) -> tuple[Vectors, tuple[Tensor, ...]]:
-    """Embeddings of any length as they are multiplied, and what a gradient by these is to be divided by to be one by
-    the given: the lengths, infinite for a zero vector, or, from half precision, whose lengths are in `Vectors`, a power
-    of two.
-    """
-    rows = [y for y in given if y is not None]
+class Stacked(NamedTuple):
+    """All embeddings, one in each row, anchors first and negatives last: what is done to each is launched once."""
 
-    def embeddings(anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Embeddings:
-        return Embeddings(anchor, positive, negatives)
+    rows: Tensor
+    """As they are multiplied [n, D]: `Vectors` are views of them."""
+    inverse: Tensor | None
+    """1 / length [n, 1], as in `Vectors`."""
+    divisor: Tensor
+    """What a gradient by the rows is to be divided by to be one by the given [n, 1]: the lengths, infinite for a zero
+    vector, or, from half precision, whose lengths are in `inverse`, a power of two.
+    """
+    ends: list[int]
+    """The anchors' rows are those from the first of these numbers to the second, and so on."""
+
+
+def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
+    """Embeddings of any length as they are multiplied."""
+    matrices = [x.flatten(0, -2) for x in given if x is not None]
+    ends = [0, *accumulate([x.shape[0] for x in matrices])]
+
+    def unstacked(rows: Tensor) -> Embeddings:
+        anchor, positive, *others = (rows[start:stop] for start, stop in pairwise(ends))
+        shaped = None if given.negatives is None else others[0].unflatten(0, given.negatives.shape[:-1])
+        return Embeddings(anchor, positive, shaped)
 
     if given.anchor.dtype.itemsize > 2:
-        units, lengths = zip(*map(direction, rows), strict=True)
-        return Vectors(embeddings(*units), None, None), lengths
-    factors, inverse, scales = zip(*map(directions_of_halves, rows), strict=True)
-    vectors = Vectors(embeddings(*factors), embeddings(*inverse), given.anchor.dtype)
-    return vectors, tuple(scale.reciprocal() for scale in scales)
+        rows, lengths = direction(torch.cat(matrices))
+        return Vectors(unstacked(rows), None, None), Stacked(rows, None, lengths, ends)
+    rows, inverse, scales = directions_of_halves(torch.cat(matrices))
+    vectors = Vectors(unstacked(rows), unstacked(inverse), given.anchor.dtype)
+    return vectors, Stacked(rows, inverse, scales.reciprocal(), ends)
 
 
 class Gradients(NamedTuple):
@@ -140,7 +159,7 @@ class Gradients(NamedTuple):
     def matrix(self, name: str) -> Tensor | None:
         """The gradient of that name, a row for each embedding."""
         rows: Tensor | None = getattr(self, name)
-        return None if rows is None else rows.flatten(0, -2)
+        return rows if rows is None or rows.ndim == 2 else rows.flatten(0, -2)
 
 
 class Softmax(NamedTuple):
@@ -149,7 +168,7 @@ class Softmax(NamedTuple):
     shares: Tensor
     """Their probabilities among themselves [R, C]."""
     lead: Tensor
-    """log of the sum of their exponentials [R], relative to the positive's logit; -inf if there are none."""
+    """log of the sum of their exponentials [R], relative to the positive's logit."""
 
 
 def removal(dtype: torch.dtype) -> float:
@@ -157,28 +176,15 @@ def removal(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max / 4
 
 
-def softmax_(
-    logits: Tensor, positive_logits: Tensor, weights: Tensor | None = None, excluded: Excluded | None = None
-) -> Softmax:
-    """The softmax of logits [R, C], in their place; what reads -inf, or less the `removal`, is not a candidate.
-
-    With weights, exp(z_i) counts w_i times, except at the excluded entries, where a rule may have answered anything.
-    Logits of weight 0 must be removed: far above the others, they would leave them no digits.
+def softmax_(logits: Tensor, positive_logits: Tensor) -> Softmax:
+    """The softmax of logits [R, C], in their place; what is less by the `removal` is not a candidate. A row without one
+    has a lead so low that its loss, and all that is multiplied by its derivative, is 0.
     """
     highest = logits.amax(dim=1)
-    dead = highest < -removal(logits.dtype) / 2
-    logits[:, 0].masked_fill_(dead, 0.0)  # the softmax of a row of -inf would be NaN
     shares = torch.softmax(logits, dim=1, out=logits)
     # The share of the highest is 1 / sum_i exp(z_i - highest), so that the sum needs no further pass over the block.
     # Its difference from the positive comes first: at temperature 1e-3 the logits have no digits for the logarithm.
-    lead = (highest - positive_logits - shares.amax(dim=1).log()).masked_fill_(dead, -torch.inf)
-    if weights is not None and excluded is not None:
-        shares.mul_(weights)
-        excluded.fill_(shares, 0.0)
-        whole = shares.sum(dim=1)
-        lead = lead + whole.log()
-        shares.div_(whole.masked_fill(whole == 0, 1.0)[:, None])
-    return Softmax(shares, lead)
+    return Softmax(shares, highest.sub_(positive_logits).sub_(shares.amax(dim=1).log_()))
 
 
 def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int | None) -> list[slice]:
@@ -192,7 +198,7 @@ def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int |
     return [slice(first, min(first + block_size, layout.rows)) for first in range(0, layout.rows, block_size)]
 
 
-def fill(
+def fill_scores(
     layout: Layout,
     x: Vectors,
     rows: slice,
@@ -200,134 +206,143 @@ def fill(
     scores: Tensor,
     temperature: Tensor | float | None = None,
 ) -> Tensor:
-    """Write the scores of some rows, over the temperature if given, -inf where excluded; return the positive's [R]."""
+    """Write the scores of some rows, -inf where excluded; return the positive's [R]. Both are logits, and -`removal`,
+    with a temperature.
+    """
     y, t = x.factors, 1.0 if temperature is None else temperature
 
     def left_rows(name: str) -> Tensor:
-        left: Tensor = getattr(y, name)[rows]
-        return left if temperature is None or x.half else left / t
+        left = part(getattr(y, name), rows)
+        return left / t if isinstance(t, Tensor) and not x.half else left
 
+    # a number is a product's own factor
+    alpha = 1.0 if isinstance(t, Tensor) else 1 / t
     start = 0
     for left, right in layout.pairings(y):
         columns = y.matrix(right)
-        block = scores[:, start : start + columns.shape[0]]
-        x.multiply(left_rows(left), columns, out=block)
+        block = part(scores, slice(start, start + columns.shape[0]), axis=1)
         if x.half:
+            x.multiply(left_rows(left), columns, out=block)
             block.mul_(x.inverse_lengths_of(left)[rows] / t).mul_(x.inverse_lengths_of(right).T)
+        else:
+            block.addmm_(left_rows(left), columns.T, beta=0, alpha=alpha)
         start += columns.shape[0]
     if y.negatives is not None and layout.own_negatives(y):
         torch.bmm(wide(y.negatives[rows]), wide(left_rows("anchor"))[:, :, None], out=scores[:, :, None])
-        if x.inverse is not None and x.inverse.negatives is not None:
+        if x.inverse is None:
+            scores.mul_(alpha)
+        elif x.inverse.negatives is not None:
             scores.mul_(x.inverse.anchor[rows] / t).mul_(x.inverse.negatives[rows, :, 0])
     if layout.in_batch:
-        positive_scores = excluded.diagonals(scores)[0].clone()
+        positive_scores = scores.diagonal(rows.start).clone()
     else:
         positive_scores = torch.linalg.vecdot(wide(left_rows("anchor")), wide(y.positive[rows]))
-        if x.inverse is not None:
+        if x.inverse is None:
+            positive_scores.mul_(alpha)
+        else:
             positive_scores.mul_((x.inverse.anchor[rows] * x.inverse.positive[rows])[:, 0] / t)
-    excluded.fill_(scores, -torch.inf)
+    excluded.fill_(scores, -torch.inf if temperature is None else -removal(scores.dtype))
     return positive_scores
 
 
+class Task(NamedTuple):
+    """What is computed of the embeddings."""
+
+    loss: RowLoss
+    layout: Layout
+    block_size: int | None
+    reduction: str
+    needed: tuple[bool, ...]
+    """Whether the anchors, the positives, the negatives and the temperature need a gradient."""
+
+    @property
+    def row_weight(self) -> float:
+        """By which a row's loss counts in the reduced."""
+        return 1 / self.layout.rows if self.reduction == "mean" else 1.0
+
+
 def one_pass(
-    loss: RowLoss,
-    layout: Layout,
-    block_size: int | None,
-    upstream: Tensor | None,
-    needed: tuple[bool, ...],
-    x: Vectors,
-    temperature: Tensor | float,
-) -> tuple[Tensor, Gradients]:
-    """The loss of each row and, of their sum weighted by upstream, the needed gradients, times the temperature, which
-    `with_gradients` divides out again.
+    task: Task, upstream: Tensor | None, x: Vectors, temperature: Tensor | float, gradients: Gradients | None
+) -> Tensor:
+    """The loss of each row; adds the gradients of their sum weighted by upstream, times the temperature, and of both
+    directions if the layout is symmetric, where the loss is their mean: `with_gradients` divides that out.
     """
-    y = x.factors
-    blocks = row_blocks(layout, y, loss.least_rows, block_size)
-    losses, scores_buffer, scratch_buffer = (
-        torch.empty(shape, dtype=wide(y.anchor[:0]).dtype, device=y.anchor.device)
-        for shape in ((layout.rows,), *[(blocks[0].stop, layout.width(y))] * 2)
-    )
-    columns = column_totals(layout, x, blocks, temperature, scores_buffer) if layout.symmetric else None
-    gradients = Gradients(
-        *(
-            None if rows is None or not want else torch.zeros_like(rows, dtype=losses.dtype)
-            for rows, want in zip(y, needed, strict=True)
-        )
-    )
+    y, loss, layout = x.factors, task.loss, task.layout
+    blocks = row_blocks(layout, y, loss.least_rows, task.block_size)
+    scores_buffer = torch.empty(blocks[0].stop, layout.width(y), dtype=x.dtype, device=y.anchor.device)
+    scratch_buffer = torch.empty_like(scores_buffer)
+    columns: Columns | None = None
+    losses = []
     for rows in blocks:
         count = rows.stop - rows.start
-        scores, scratch = scores_buffer[:count], scratch_buffer[:count]
+        scores, scratch = part(scores_buffer, slice(0, count)), part(scratch_buffer, slice(0, count))
         excluded = layout.excluded(y, rows)
-        positive_scores = fill(layout, x, rows, excluded, scores, temperature if loss.takes_logits else None)
-        if columns is not None and any(needed):
-            by_columns(columns, scores, rows, upstream, excluded, scratch)
-        losses[rows], by_scores, by_positive, scale = loss.derivatives(
-            Block(rows, positive_scores, scores, scratch, excluded), temperature
-        )
-        if not any(needed):
+        positive_scores = fill_scores(layout, x, rows, excluded, scores, temperature if loss.takes_logits else None)
+        if layout.symmetric:
+            if columns is None:
+                logits = (scores, positive_scores) if len(blocks) == 1 else None
+                columns = column_totals(layout, x, blocks, temperature, scratch, logits)
+            if gradients is not None:
+                fill_column_derivatives(columns, scores, rows, upstream, excluded, scratch)
+        found = loss.derivatives(Block(rows, positive_scores, scores, scratch, excluded), temperature)
+        losses.append(found.losses)
+        if gradients is None:
             continue
+        by_scores, by_positive = found.by_scores, found.by_positive
         if upstream is not None:
-            scale = scale * upstream[rows]
+            by_scores.mul_(upstream[rows, None])
+            by_positive = by_positive * upstream[rows]
         if layout.in_batch:
-            excluded.diagonals(by_scores)[0].copy_(by_positive)
+            by_scores.diagonal(rows.start).copy_(by_positive)
         if columns is not None:
-            batch = y.anchor.shape[0]
-            scratch[:, :batch].addcmul_(by_scores[:, :batch], scale[:, None]).div_(2)
-            torch.mul(by_scores[:, batch:], scale[:, None] / 2, out=scratch[:, batch:])
-            by_scores, scale = scratch, torch.ones_like(scale)
-        pull_rows(layout, x, rows, by_scores, by_positive, scale[:, None], gradients)
-    return (losses if columns is None else (losses + surprise(columns.lead)) / 2), gradients
+            by_scores[:, : layout.rows].add_(scratch[:, : layout.rows])
+        add_gradients(layout, x, rows, by_scores, by_positive, gradients)
+    whole = losses[0] if len(losses) == 1 else torch.cat(losses)
+    return whole if columns is None else (whole + columns.losses) / 2
 
 
-def pull_rows(
-    layout: Layout,
-    x: Vectors,
-    rows: slice,
-    by_scores: Tensor,
-    by_positive: Tensor,
-    scale: Tensor,
-    gradients: Gradients,
+def add_gradients(
+    layout: Layout, x: Vectors, rows: slice, by_scores: Tensor, by_positive: Tensor, gradients: Gradients
 ) -> None:
-    """Add what a block of derivatives, its rows yet to be scaled, means for the embeddings; it may be overwritten."""
+    """Add what a block of derivatives means for the embeddings; it may be overwritten."""
     y, start = x.factors, 0
     for left, right in layout.pairings(y):
         columns, of_left, of_right = y.matrix(right), gradients.matrix(left), gradients.matrix(right)
-        block = by_scores[:, start : start + columns.shape[0]]
-        row_scale = scale
+        lefts = part(y.matrix(left), rows)
+        block = part(by_scores, slice(start, start + columns.shape[0]), axis=1)
+        start += columns.shape[0]
         if x.half:
             # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has
             # what either of them receives.
             block.mul_(x.inverse_lengths_of(right).T)
-            row_scale = scale * x.inverse_lengths_of(left)[rows]
+            inverse = x.inverse_lengths_of(left)[rows]
+            if of_left is not None:
+                of_left[rows].addcmul_(x.multiply(block, columns.T), inverse)
+            if of_right is not None:
+                of_right.add_(x.multiply(block.T, (wide(lefts) * inverse).T))
+            continue
         if of_left is not None:
-            of_left[rows].addcmul_(x.multiply(block, columns.T), row_scale)
+            part(of_left, rows).addmm_(block, columns)
         if of_right is not None:
-            # scaled here, where there are fewer numbers than in the block
-            scaled = wide(y.matrix(left)[rows]) * row_scale
-            if x.half:
-                of_right.add_(x.multiply(block.T, scaled.T))
-            else:
-                of_right.addmm_(block.T, scaled)
-        start += columns.shape[0]
+            of_right.addmm_(block.T, lefts)
+    if layout.in_batch:
+        return
     a, p = wide(y.anchor[rows]), wide(y.positive[rows])
-    of_a, of_p, of_n = (None if rows_of is None else rows_of[rows] for rows_of in gradients)
+    of_a, of_p = (None if of is None else of[rows] for of in gradients[:2])
     if y.negatives is not None and layout.own_negatives(y):
-        row_scale = scale
         if x.inverse is not None and x.inverse.negatives is not None:
-            by_scores.mul_(x.inverse.negatives[rows, :, 0])
-            row_scale = scale * x.inverse.anchor[rows]
+            by_scores.mul_(x.inverse.negatives[rows, :, 0]).mul_(x.inverse.anchor[rows])
         if of_a is not None:
-            of_a.addcmul_(torch.bmm(by_scores[:, None], wide(y.negatives[rows]))[:, 0], row_scale)
-        if of_n is not None:
-            torch.mul((by_scores * row_scale)[:, :, None], a[:, None], out=of_n)
-    if not layout.in_batch:
-        by_positive = by_positive[:, None] * scale
-        if x.inverse is not None:
-            by_positive = by_positive * x.inverse.anchor[rows] * x.inverse.positive[rows]
-        if of_a is not None:
-            of_a.addcmul_(by_positive, p)
-        if of_p is not None:
-            of_p.addcmul_(by_positive, a)
+            of_a.add_(torch.bmm(by_scores[:, None], wide(y.negatives[rows]))[:, 0])
+        if gradients.negatives is not None:
+            torch.mul(by_scores[:, :, None], a[:, None], out=gradients.negatives[rows])
+    by_positive = by_positive[:, None]
+    if x.inverse is not None:
+        by_positive = by_positive * x.inverse.anchor[rows] * x.inverse.positive[rows]
+    if of_a is not None:
+        of_a.addcmul_(by_positive, p)
+    if of_p is not None:
+        of_p.addcmul_(by_positive, a)
 
 
 # A symmetric layout: each positive among all anchors, a column of the scores that the rows have anyway.
@@ -338,27 +353,42 @@ class Columns(NamedTuple):
 
     lead: Tensor
     """The logit of all other anchors together, relative to its own."""
+    losses: Tensor
     total: Tensor
     """log of the sum of all exponentials."""
 
 
 def column_totals(
-    layout: Layout, x: Vectors, blocks: list[slice], temperature: Tensor | float, buffer: Tensor
+    layout: Layout,
+    x: Vectors,
+    blocks: list[slice],
+    temperature: Tensor | float,
+    buffer: Tensor,
+    filled: tuple[Tensor, Tensor] | None = None,
 ) -> Columns:
-    """One pass for what a column needs to know before its entries can be differentiated."""
+    """One pass for what a column needs to know before its entries can be differentiated; without products, if the
+    logits of all rows are there, and the positive's.
+    """
     turned = x.turned()
-    own_logits, lead = buffer.new_empty(2, layout.rows)
+    own_logits, lead = [], []
     for rows in blocks:
         logits = buffer[: rows.stop - rows.start, : layout.rows]
-        own_logits[rows] = fill(layout, turned, rows, layout.excluded(turned.factors, rows), logits, temperature)
-        lead[rows] = softmax_(logits, own_logits[rows]).lead
-    return Columns(lead, own_logits + surprise(lead))
+        if filled is None:
+            excluded = layout.excluded(turned.factors, rows)
+            own_logits.append(fill_scores(layout, turned, rows, excluded, logits, temperature))
+        else:
+            logits.copy_(filled[0][:, : layout.rows].T)
+            own_logits.append(filled[1])
+        lead.append(softmax_(logits, own_logits[-1]).lead)
+    leads = torch.cat(lead)
+    losses = loss_of_lead(leads)
+    return Columns(leads, losses, torch.cat(own_logits) + losses)
 
 
-def by_columns(
+def fill_column_derivatives(
     columns: Columns, logits: Tensor, rows: slice, upstream: Tensor | None, excluded: Excluded, out: Tensor
 ) -> None:
-    """The columns' derivatives by a block of logits; the positive's own stands at its place."""
+    """Write the columns' derivatives by a block of logits; the positive's own stands at its place."""
     # L_j = log sum_b e^{z_bj} - z_jj, so dL_j / dz_bj is the softmax down the column, less 1 at b = j
     out = out[:, : len(columns.lead)]
     torch.sub(logits[:, : out.shape[1]], columns.total, out=out)
@@ -375,27 +405,17 @@ class Blockwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        loss: RowLoss,
-        layout: Layout,
-        block_size: int | None,
-        factor: float | None,
-        needed: tuple[bool, ...],
-        anchor: Tensor,
-        positive: Tensor,
-        negatives: Tensor | None,
-        temperature: Tensor | float,
+        task: Task, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
     ) -> tuple[Tensor | None, ...]:
         # The gradients are outputs, though no caller uses them: setup_context, which torch.func needs apart from
-        # forward, can save nothing but inputs and outputs. A factor of None leaves the rows' losses as they are, and
-        # their gradients to the backward pass, which knows each row's part.
-        wanted = needed if factor is not None else (False,) * 4
-        given = Embeddings(anchor, positive, negatives)
-        losses, *gradients = with_gradients(loss, layout, block_size, None, factor or 1.0, wanted, given, temperature)
-        return losses if factor is None else losses.sum() * factor, *gradients
+        # forward, can save nothing but inputs and outputs. Of rows apart, the backward pass knows each one's part.
+        wanted = (False,) * 4 if task.reduction == "none" else task.needed
+        losses, *gradients = with_gradients(task, wanted, None, Embeddings(anchor, positive, negatives), temperature)
+        return reduced(losses, task.reduction), *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, outputs: tuple) -> None:
-        *ctx.task, ctx.factor, _, anchor, positive, negatives, temperature = inputs
+        ctx.task, anchor, positive, negatives, temperature = inputs
         ctx.temperature = temperature
         learned = temperature if isinstance(temperature, Tensor) else None
         ctx.save_for_backward(anchor, positive, negatives, learned, *outputs[1:])
@@ -411,69 +431,71 @@ class Blockwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
         if upstream is None:
-            return (None,) * 9
-        loss, layout, block_size = ctx.task
-        needed = ctx.needs_input_grad[5:]
-        # views, so that autograd stops here and does not walk the caller's graph from one input to another
-        saved: Any = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
-        inputs, learned, gradients = Embeddings(*saved[:3]), saved[3], saved[4:]
-        temperature = ctx.temperature if learned is None else learned
+            return (None,) * 5
+        task, needed = ctx.task, ctx.needs_input_grad[1:]
+        anchor, positive, negatives, learned, *gradients = ctx.saved_tensors
+        inputs = [anchor, positive, negatives]
         # A second derivative is wanted. torch.func.vjp enables gradients here too, but then no input requires one.
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in saved[:4]):
-            losses = loss.definition(*inputs, temperature)
-            if ctx.factor is not None:
-                losses = losses.sum() * ctx.factor
+        again = torch.is_grad_enabled()
+        if again:
+            # views, so that autograd stops here and does not walk the caller's graph from one input to another
+            *inputs, learned = (None if x is None else x.view_as(x) for x in (*inputs, learned))
+        if again and any(x is not None and x.requires_grad for x in (*inputs, learned)):
+            losses = task.loss.definition(*inputs, ctx.temperature if learned is None else learned)
+            losses = reduced(losses, task.reduction)
             leaves = [x for x, need in zip((*inputs, learned), needed, strict=True) if need]
             found = iter(torch.autograd.grad(losses, leaves, upstream, create_graph=True))
-            return *(None,) * 5, *(next(found) if need else None for need in needed)
-        if ctx.factor is None:
-            _, *gradients = with_gradients(loss, layout, block_size, upstream, 1.0, needed, inputs, temperature)
+            return None, *(next(found) if need else None for need in needed)
+        if task.reduction == "none":
+            temperature = ctx.temperature if learned is None else learned
+            _, *gradients = with_gradients(task, needed, upstream, Embeddings(*inputs), temperature)
             upstream = upstream.new_ones(())
         given: list[Tensor | None] = []
         for x, gradient in zip((*inputs, learned), gradients, strict=True):
             # rounded to a half-precision input's dtype only now: before, a small gradient might vanish
             given.append(None if x is None or gradient is None else (gradient * upstream).to(x.dtype))
-        return *(None,) * 5, *given
+        return None, *given
 
 
-# torch inspects the signature at every call, which takes as long as the loss of a small batch: keep the answer
-Blockwise.forward.__signature__ = inspect.signature(Blockwise.forward)  # type: ignore[attr-defined]
+# torch binds the arguments to the inspected signature at every call, which takes a part of a small batch's time: keep
+# the signature, and one that binds all at once
+Blockwise.forward.__signature__ = inspect.signature(lambda *inputs: None)  # type: ignore[attr-defined]
 
 
 def with_gradients(
-    loss: RowLoss,
-    layout: Layout,
-    block_size: int | None,
-    upstream: Tensor | None,
-    factor: float,
-    needed: tuple[bool, ...],
-    given: Embeddings,
-    temperature: Tensor | float,
+    task: Task, needed: tuple[bool, ...], upstream: Tensor | None, given: Embeddings, temperature: Tensor | float
 ) -> tuple[Any, ...]:
-    """`one_pass` for embeddings of any length and dtype: the losses, and four gradients of their sum, each times the
-    factor and its row of upstream, None where not needed.
+    """`one_pass` for embeddings of any length and dtype: the losses, and four gradients of their sum, each times its
+    row's weight and upstream, None where not needed.
     """
     with no_autocast(given.anchor):
-        x, lengths = vectors_of(given)
-        t = temperature.to(wide(x.factors.anchor[:0]).dtype) if isinstance(temperature, Tensor) else temperature
-        wanted = tuple(need or needed[3] for need in needed[:3])
-        losses, gradients = one_pass(loss, layout, block_size, upstream, wanted, x, t)
-        along = losses.new_zeros(())
-        inverse = x.inverse or (None, None, None)
-        # strict=False: there may be no negatives
-        for gradient, y, length, inverse_length in zip(gradients, x.factors, lengths, inverse, strict=False):
-            if gradient is not None and y is not None:
-                y = wide(y)
-                outward = torch.linalg.vecdot(gradient, y)[..., None]
-                if needed[3]:
-                    along += outward.sum()
-                if inverse_length is not None:
-                    outward = outward * inverse_length**2
-                # keep the tangential part: a longer input has the same unit vector
-                gradient.addcmul_(y, outward, value=-1).div_(length * (t / factor))
+        x, stacked = vectors_of(given)
+        t = temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature
+        wanted = [y is not None and (need or needed[3]) for y, need in zip(given, needed, strict=False)]
+        if not any(wanted):
+            return one_pass(task, upstream, x, t, None), None, None, None, None
+        # one memory, from the first to the last that is wanted
+        ends, last = stacked.ends, 2 if wanted[2] else 1 if wanted[1] else 0
+        rows = slice(ends[wanted.index(True)], ends[last + 1])
+        units = wide(part(stacked.rows, rows))
+        memory = torch.zeros_like(units)
+        anchor, positive, negatives = (
+            memory[ends[i] - rows.start : ends[i + 1] - rows.start] if want else None for i, want in enumerate(wanted)
+        )
+        if negatives is not None and given.negatives is not None:
+            negatives = negatives.view(given.negatives.shape)
+        gradients = Gradients(anchor, positive, negatives)
+        losses = one_pass(task, upstream, x, t, gradients)
+        # what was left undone: each row's weight, the temperature, and the mean of both directions
+        weight = task.row_weight / (2 if task.layout.symmetric else 1)
+        outward = torch.linalg.vecdot(memory, units)[:, None]
         # a score is bilinear: score times derivative appears once for each of its two sides, and a loss knows
         # scores only as multiples of the temperature
-        by_temperature = along * (-0.5 * factor) / t**2 if needed[3] else None
+        by_temperature = outward.sum() * (-0.5 * weight) / t**2 if needed[3] else None
+        if stacked.inverse is not None:
+            outward = outward * part(stacked.inverse, rows) ** 2
+        # keep the tangential part: a longer input has the same unit vector
+        memory.addcmul_(units, outward, value=-1).div_(part(stacked.divisor, rows) * (t / weight))
         return losses, *gradients, by_temperature
 
 
@@ -491,7 +513,7 @@ def blockwise(
     """
     if torch.compiler.is_compiling():
         return reduced(loss.definition(*given, temperature), reduction)
-    factor = {"mean": 1 / layout.rows, "sum": 1.0, "none": None}[reduction]
     inputs = (*given, temperature)
-    needed = tuple(torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    return Blockwise.apply(loss, layout, block_size, factor, needed, *inputs)[0]
+    differentiating = torch.is_grad_enabled()
+    needed = tuple([differentiating and isinstance(x, Tensor) and x.requires_grad for x in inputs])
+    return Blockwise.apply(Task(loss, layout, block_size, reduction, needed), *inputs)[0]

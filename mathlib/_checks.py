@@ -100,14 +100,16 @@ def check_number(
     below: float = math.inf,
 ) -> None:
     """Raise unless value is a finite real number with above < value < below and least <= value <= most."""
+    real = isinstance(value, Real) and not isinstance(value, (bool, Fraction))  # torch cannot divide by a Fraction
+    # not math.isfinite: torch.compile cannot trace it once a schedule changes the number
+    if real and -math.inf < value < math.inf and above < value < below and least <= value <= most:  # type: ignore[operator]
+        return
     limits = [(">", above, -math.inf), (">=", least, -math.inf), ("<=", most, math.inf), ("<", below, math.inf)]
     given = [f"{sign} {limit:g}" for sign, limit, none in limits if limit != none]
     wanted = " and ".join(["a finite number", *given])
-    if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):  # torch cannot divide by a Fraction
-        raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
-    # not math.isfinite: torch.compile cannot trace it once a schedule changes the number
-    if not (-math.inf < value < math.inf and above < value < below and least <= value <= most):  # type: ignore[operator]
+    if real:
         raise ValueError(f"{name} must be {wanted}, was {value}")
+    raise TypeError(f"{name} must be {wanted}, was {type(value).__name__}")
 
 
 def check_temperature(name: str, value: object, other: Tensor) -> None:

@@ -46,10 +46,10 @@ from mathlib._rows import (
     check_candidates,
     check_embeddings,
     layout_of,
+    loss_of_lead,
     reduced,
     row_losses,
     scored,
-    surprise,
     units,
     weighted,
 )
@@ -190,12 +190,12 @@ def info_nce(
 
     Chapter: 01_infonce (eq. info-nce-batch)
     """
+    who = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
     rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
 
     def check() -> None:
         sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
-        contrast = contrast_anchors, contrast_positives
-        check_candidates(sizes, anchor, negatives, in_batch, groups, negative_groups, *contrast)
+        check_candidates(sizes, anchor, negatives, groups, negative_groups, **who)
         check_flag("symmetric", symmetric)
         if symmetric and not in_batch:
             raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
@@ -232,9 +232,7 @@ def info_nce(
     # Both directions come from one pass over the scores, unless the row of a positive has weights or candidates of its
     # own, or other ranks' anchors, which are rows of no block here.
     at_once = symmetric and not (rules or contrast_anchors or contrast_positives or gathering)
-    layout = layout_of(
-        anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives, symmetric=at_once
-    )
+    layout = layout_of(anchor.shape[0], groups, negative_groups, **who, symmetric=at_once)
     given = Embeddings(anchor, positive, negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block
         given, layout = all_candidates(given, layout, symmetric or contrast_anchors)
@@ -282,10 +280,19 @@ class InfoNCE:
         if weights is not None:
             if weights.untyped_storage().data_ptr() == block.scratch.untyped_storage().data_ptr():
                 weights = weights.clone()  # the rule returned the scores themselves, which are about to be overwritten
-            s_p, scores = s_p / temperature, scores.div_(temperature)
-            scores.sub_(torch.eq(weights, 0, out=block.scratch), alpha=removal(scores.dtype))
+            # far above the others, logits of weight 0 would leave them no digits
+            s_p, far = s_p / temperature, removal(scores.dtype)
+            scores.div_(temperature).sub_(torch.eq(weights, 0, out=block.scratch), alpha=far)
+            block.excluded.fill_(scores, -far)
         # With z the logits and l = log sum_i w_i e^{z_i - z_p} the candidates' lead, L = log(1 + e^l), and
         #     dL/dz_i = sigma(l) w_i e^{z_i} / sum_j w_j e^{z_j},    dL/dz_p = -sigma(l)
-        shares, lead = softmax_(scores, s_p, weights, block.excluded)
-        wrong = lead.sigmoid()
-        return Derivatives(surprise(lead), shares, -torch.ones_like(wrong), scale=wrong)
+        shares, lead = softmax_(scores, s_p)
+        if weights is None:
+            wrong = scale = lead.sigmoid()
+        else:
+            block.excluded.fill_(shares.mul_(weights), 0.0)  # where a rule may have answered anything
+            whole = shares.sum(dim=1)
+            lead.add_(whole.log())
+            wrong = lead.sigmoid()
+            scale = wrong / whole.clamp_min_(torch.finfo(whole.dtype).tiny)  # 0 where every weight is
+        return Derivatives(loss_of_lead(lead), shares.mul_(scale[:, None]), -wrong)

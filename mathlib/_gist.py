@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from mathlib._blockwise import Block, Derivatives, Vectors, blockwise, fill, removal, softmax_, vectors_of
+from mathlib._blockwise import Block, Derivatives, Vectors, blockwise, fill_scores, removal, softmax_, vectors_of
 from mathlib._checks import check_choice, check_count, check_device, check_flag, check_number, check_temperature
 from mathlib._distributed import check_on_ranks, untraced, world_size
 from mathlib._false_negatives import false_negative_weights
@@ -37,14 +37,14 @@ from mathlib._rows import (
     check_candidates,
     check_embeddings,
     layout_of,
+    loss_of_lead,
     relative_logits,
     row_losses,
     scored,
-    surprise,
     units,
     weighted,
 )
-from mathlib._similarity import no_autocast, wide
+from mathlib._similarity import no_autocast
 
 
 def gist_embed_loss(
@@ -136,6 +136,8 @@ def gist_embed_loss(
     Chapter: 06_gist (eq. gist)
     """
 
+    who = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
+
     def check() -> None:
         sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
         if negatives is not None and guide_negatives is None:
@@ -145,8 +147,7 @@ def gist_embed_loss(
         of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
         check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
         check_device("guide_anchor", guide_anchor, "anchor", anchor)
-        contrast = contrast_anchors, contrast_positives
-        check_candidates(sizes, anchor, negatives, in_batch, groups, negative_groups, *contrast)
+        check_candidates(sizes, anchor, negatives, groups, negative_groups, **who)
         check_temperature("temperature", temperature, anchor)
         if guide_temperature is not None:
             check_temperature("guide_temperature", guide_temperature, anchor)
@@ -186,7 +187,7 @@ def gist_embed_loss(
     else:
         check()
 
-    layout = layout_of(anchor.shape[0], in_batch, groups, negative_groups, contrast_anchors, contrast_positives)
+    layout = layout_of(anchor.shape[0], groups, negative_groups, **who)
     student = Embeddings(anchor, positive, negatives)
     guide = Embeddings(guide_anchor, guide_positive, guide_negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block
@@ -244,17 +245,17 @@ class Gist:
 
     def derivatives(self, block: Block, temperature: Tensor | float) -> Derivatives:
         logits, z_p, dtype = block.scores, block.positive, block.scores.dtype
-        guide_dtype = wide(self.guide.factors.anchor[:0]).dtype
+        guide_dtype = self.guide.dtype
         guide_scores = block.scratch if guide_dtype == dtype else torch.empty_like(logits, dtype=guide_dtype)
-        guide_p = fill(self.layout, self.guide, block.rows, block.excluded, guide_scores)
+        guide_p = fill_scores(self.layout, self.guide, block.rows, block.excluded, guide_scores)
         kept = weighted(guide_p, guide_scores, [self.rule], self.features)
         assert kept is not None
         far = removal(dtype)
         gone = kept.to(dtype).neg_().add_(1)
-        block.excluded.fill_(logits, -far)  # a number, since inf - inf would be NaN
         if self.lam == 0:
             shares, lead = softmax_(logits.sub_(gone, alpha=far), z_p)
-            return Derivatives(surprise(lead), shares, -torch.ones_like(lead), scale=lead.sigmoid())
+            wrong = lead.sigmoid()
+            return Derivatives(loss_of_lead(lead), shares.mul_(wrong[:, None]), wrong.neg_())
         guide_logits = guide_scores.div_(self.guide_temperature).to(dtype)
         guide_z_p = (guide_p / self.guide_temperature).to(dtype)
         block.excluded.fill_(guide_logits, -far)
@@ -273,17 +274,22 @@ class Gist:
             differences = torch.sub(guide_logits, logits, out=gone)
             shares, lead = shares_kl, lead_kl = softmax_(logits, z_p)
         guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
-        losses, wrong, wrong_kl, guide_wrong = surprise(lead), lead.sigmoid(), lead_kl.sigmoid(), guide_lead.sigmoid()
+        losses, wrong, wrong_kl, guide_wrong = (
+            loss_of_lead(lead),
+            lead.sigmoid(),
+            lead_kl.sigmoid(),
+            guide_lead.sigmoid(),
+        )
         # log g_i - log s'_i = (u_i - z_i) - (u_p - z_p) + (log g_p - log s'_p), with u the guide's logits
         apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
-        divergence = apart * guide_wrong + surprise(lead_kl) - surprise(guide_lead)
+        divergence = apart * guide_wrong + loss_of_lead(lead_kl) - loss_of_lead(guide_lead)
         if self.over_all:
             by_scores = shares.mul_(wrong[:, None]).addcmul_(shares_kl, (self.lam * wrong_kl)[:, None])
         else:
             by_scores = shares.mul_((wrong + self.lam * wrong_kl)[:, None])
         by_scores.addcmul_(guide_shares, (self.lam * guide_wrong)[:, None], value=-1)
         by_positive = self.lam * (guide_wrong - wrong_kl) - wrong
-        return Derivatives(losses + self.lam * divergence, by_scores, by_positive, scale=torch.ones_like(wrong))
+        return Derivatives(losses + self.lam * divergence, by_scores, by_positive)
 
 
 def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mathlib._similarity import no_autocast
 
 
-def factor(x: Tensor, dtype: torch.dtype) -> Tensor:
+def as_factor(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x as `products_of_halves` multiplies it: on CUDA in that dtype, elsewhere float32."""
     return x.to(dtype if x.is_cuda else torch.float32)
 
@@ -34,18 +34,18 @@ def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = torch.exp2(8 - torch.floor(torch.log2(largest)))
     wide = wide * scale
     lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal(), scale
+    return as_factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal(), scale
 
 
 def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """a @ b.T of two `factor`s of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it.
+    """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it.
 
     A factor that is float32, and does not hold values of the dtype, may be rounded to it. Traced (torch.compile), the
     product on a CPU is float32's own: a graph cannot hold the switch.
     """
     with no_autocast(a):
         if a.is_cuda:  # pragma: no cover - needs CUDA
-            product = torch.mm(factor(a, dtype), b.mT, out_dtype=torch.float32)
+            product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32)
             return product if out is None else out.copy_(product)
         if dtype == torch.float16 or torch.compiler.is_compiling():
             return torch.mm(a, b.mT, out=out)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mathlib._checks import INTEGER, check_device, check_flag, check_shapes, check_some
 from mathlib._distributed import gathered, untraced
-from mathlib._similarity import products, tied, unit
+from mathlib._similarity import products, unit, with_exact_ties
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0."""
@@ -29,7 +29,13 @@ class Embeddings(NamedTuple):
     def matrix(self, name: str) -> Tensor:
         """The embeddings of that name, one in each row."""
         rows: Tensor = getattr(self, name)
-        return rows.flatten(0, -2)
+        return rows if rows.ndim == 2 else rows.flatten(0, -2)
+
+
+def part(x: Tensor, slices: slice, axis: int = 0) -> Tensor:
+    """x cut along the axis, itself where nothing is cut off: a view takes as long as a product of a small batch."""
+    first, last = slices.start, slices.stop
+    return x if first == 0 and last == x.shape[axis] else x.narrow(axis, first, last - first)
 
 
 def units(anchor: Tensor, positive: Tensor, negatives: Tensor | None) -> Embeddings:
@@ -49,15 +55,12 @@ class Excluded(NamedTuple):
     same_group: Tensor | None
     """Where a row meets its group [R, C]; None without groups."""
 
-    def diagonals(self, matrix: Tensor) -> list[Tensor]:
-        """Views of a matrix [R, C] where a row meets its own positive, or itself."""
-        blocks = matrix[:, : sum(self.widths)].split(self.widths, dim=1)
-        return [block.diagonal(self.first) for block in blocks]
-
     def fill_(self, matrix: Tensor, value: float) -> None:
         """Write the value into all of these entries of a matrix [R, C]."""
-        for view in self.diagonals(matrix):
-            view.fill_(value)
+        start = 0
+        for width in self.widths:
+            part(matrix, slice(start, start + width), axis=1).diagonal(self.first).fill_(value)
+            start += width
         if self.same_group is not None:
             matrix.masked_fill_(self.same_group, value)
 
@@ -87,15 +90,18 @@ class Layout(NamedTuple):
         positive's comes first, negatives last.
         """
         pairs = [("anchor", "positive")] if self.in_batch else []
-        pairs += [(name, name) for name in self.among]
+        if self.among:
+            pairs += [(name, name) for name in self.among]
         if x.negatives is not None and not self.own_negatives(x):
             pairs.append(("anchor", "negatives"))
         return pairs
 
     def width(self, x: Embeddings) -> int:
         """The number of scores in a row, those of the row with its own positive, or with itself, included."""
-        own = x.negatives.shape[1] if x.negatives is not None and self.own_negatives(x) else 0
-        return own + sum(x.matrix(right).shape[0] for _, right in self.pairings(x))
+        columns = x.negatives.shape[1] if x.negatives is not None and self.own_negatives(x) else 0
+        for _, right in self.pairings(x):
+            columns += x.matrix(right).shape[0]
+        return columns
 
     def excluded(self, x: Embeddings, rows: slice) -> Excluded:
         """What is not a candidate among the scores of some rows."""
@@ -119,9 +125,10 @@ class Layout(NamedTuple):
 
 def layout_of(
     rows: int,
-    in_batch: bool,
     groups: Tensor | None,
     negative_groups: Tensor | None,
+    *,
+    in_batch: bool,
     contrast_anchors: bool,
     contrast_positives: bool,
     symmetric: bool = False,
@@ -152,11 +159,12 @@ def weighted(
 ) -> Tensor | None:
     """The product of the rules' weights; where the score is -inf a rule may have answered anything."""
     weights: Tensor | None = None
+    if not rules:
+        return weights
     with torch.no_grad():
-        if rules:
-            candidate_scores = tied(candidate_scores, positive_scores, features, out)
+        candidate_scores = with_exact_ties(candidate_scores, positive_scores, features, out)
         for rule in rules:
-            given = rule(positive_scores.detach()[:, None], candidate_scores.detach())
+            given = rule(positive_scores[:, None], candidate_scores)
             if not isinstance(given, Tensor) or given.shape != candidate_scores.shape:
                 was = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
                 raise ValueError(f"weigh must return weights of shape {list(candidate_scores.shape)}, was {was}")
@@ -187,12 +195,12 @@ def row_losses(
     dead = logits.isneginf().all(dim=1)
     # autograd of logsumexp gives NaN where a whole row is -inf
     lead = logits.masked_fill(dead[:, None], 0.0).logsumexp(dim=1).masked_fill(dead, -torch.inf)
-    return surprise(lead)
+    return loss_of_lead(lead)
 
 
-def surprise(lead: Tensor) -> Tensor:
+def loss_of_lead(lead: Tensor) -> Tensor:
     """log(1 + exp(lead)): the loss of a positive whose logit is lower than the candidates' together by lead."""
-    return torch.logaddexp(lead, torch.zeros_like(lead))
+    return torch.nn.functional.softplus(lead, threshold=50)  # beyond, float64 cannot tell it from lead
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
@@ -238,9 +246,10 @@ def check_candidates(
     sizes: dict[str, int],
     anchor: Tensor,
     negatives: Tensor | None,
-    in_batch: bool,
     groups: Tensor | None,
     negative_groups: Tensor | None,
+    *,
+    in_batch: bool,
     contrast_anchors: bool,
     contrast_positives: bool,
 ) -> None:

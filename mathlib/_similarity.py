@@ -40,17 +40,21 @@ def unit(x: Tensor) -> Tensor:
 def direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """`unit`, and the lengths [..., 1], infinite where |x| is below eps."""
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
+    limit = eps * (1 - 1e-6)  # since a threshold lets pass what is above it, not what is at it
     x = wide(x)
-    # squares overflow long before lengths do; the direction, and its gradient, do not depend on a scale
-    value = x.detach()
-    scale = torch.maximum(value.amax(dim=-1, keepdim=True), -value.amin(dim=-1, keepdim=True)).clamp_min(eps)
+    # Squares overflow long before lengths do, but float64 holds those of float32.
+    if x.dtype == torch.float32 and x.device.type != "mps":  # which has no float64
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).to(x.dtype)
+        length = torch.threshold(length, limit, torch.inf)
+        return x / length, length
+    # The direction, and its gradient, do not depend on a scale. Of two lengths the first is right unless it is
+    # infinite; then far makes the second right, as it makes what is too short vanish.
+    far = torch.finfo(x.dtype).max ** 0.75
+    scale = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    scale = torch.threshold(scale, limit, far).clamp_max_(far)
     x = x / scale
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    short = length * scale < eps
-    divisor = length.masked_fill(short, torch.inf)
-    # a block of fresh memory costs more than the division
-    unit_vector = x / divisor if x.requires_grad else x.div_(divisor)
-    return unit_vector, divisor * scale
+    length = torch.threshold(torch.linalg.vector_norm(x, dim=-1, keepdim=True), 1 / far, torch.inf)
+    return x / length, length * scale
 
 
 def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:
@@ -142,7 +146,7 @@ def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def tied(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:
+def with_exact_ties(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:
     """The scores [R, C], with those that differ from the positive's [R] only by rounding replaced by it.
 
     A product's last bits depend on where in a matrix it stands, so that a copy of the positive would land above it,

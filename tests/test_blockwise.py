@@ -1,6 +1,7 @@
 """The engine and its contract: `derivatives`, a few rows at a time, against `definition`, for every loss and layout."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from mathlib import false_negative_weights, top_k_negatives
 from mathlib._blockwise import (
     Block,
     Columns,
+    Task,
     Vectors,
-    by_columns,
     column_totals,
-    fill,
+    fill_column_derivatives,
+    fill_scores,
     removal,
     row_blocks,
     softmax_,
@@ -23,7 +25,7 @@ from mathlib._blockwise import (
 from mathlib._contrastive import InfoNCE
 from mathlib._gist import Gist
 from mathlib._halves import products_of_halves
-from mathlib._rows import Embeddings, Excluded, Layout, scored, units
+from mathlib._rows import Embeddings, Excluded, Layout, loss_of_lead, scored, units
 
 TEMPERATURE = 0.3
 
@@ -102,7 +104,7 @@ def block_of(loss, given, rows):
     x, _ = vectors_of(given)
     scores = given.anchor.new_empty(rows.stop - rows.start, loss.layout.width(given))
     excluded = loss.layout.excluded(given, rows)
-    positive = fill(loss.layout, x, rows, excluded, scores, TEMPERATURE if loss.takes_logits else None)
+    positive = fill_scores(loss.layout, x, rows, excluded, scores, TEMPERATURE if loss.takes_logits else None)
     return Block(rows, positive, scores, torch.full_like(scores, torch.nan), excluded)
 
 
@@ -129,7 +131,7 @@ def test_the_derivatives_of_a_block_are_the_slopes_of_its_losses(normal, loss, l
         return loss.derivatives(moved, TEMPERATURE)
 
     ours = losses()
-    by_scores, by_positive = ours.by_scores * ours.scale[:, None], ours.by_positive * ours.scale
+    by_scores, by_positive = ours.by_scores, ours.by_positive
     block.excluded.fill_(by_scores, 0.0)  # the engine puts its own number there
     for column in range(block.scores.shape[1]):
         slope = (losses(0, column, step).losses - losses(0, column, -step).losses) / 2e-6
@@ -141,20 +143,18 @@ def test_the_derivatives_of_a_block_are_the_slopes_of_its_losses(normal, loss, l
 @each_loss
 @each_layout
 @pytest.mark.parametrize("block_size", [None, 1, 2])
-@pytest.mark.parametrize("by_row", [False, True])
-def test_the_gradients_are_those_of_the_definition(normal, loss, layout, block_size, by_row):
+@pytest.mark.parametrize("by_row, reduction", [(False, "sum"), (False, "mean"), (True, "none")])
+def test_the_gradients_are_those_of_the_definition(normal, loss, layout, block_size, by_row, reduction):
     loss, given = case(normal, loss, layout)
     temperature = torch.tensor(TEMPERATURE, dtype=torch.float64, device=given.anchor.device, requires_grad=True)
     leaves = [x.requires_grad_() for x in given if x is not None]
     upstream = torch.arange(1, loss.layout.rows + 1).to(given.anchor) if by_row else None
+    task = Task(loss, loss.layout, block_size, reduction, (True,) * 4)
     losses = loss.definition(*given, temperature)
-    expected = torch.autograd.grad(
-        (losses if upstream is None else losses * upstream).sum() * 3, [*leaves, temperature]
-    )
+    reduced = (losses if upstream is None else losses * upstream).sum()
+    expected = torch.autograd.grad(reduced * task.row_weight, [*leaves, temperature])
     with torch.no_grad():
-        ours, *gradients = with_gradients(
-            loss, loss.layout, block_size, upstream, 3.0, (True,) * 4, Embeddings(*given), temperature
-        )
+        ours, *gradients = with_gradients(task, task.needed, upstream, Embeddings(*given), temperature)
     assert_close(ours, losses.detach())
     assert_close([x for x in gradients if x is not None], list(expected))
 
@@ -162,13 +162,12 @@ def test_the_gradients_are_those_of_the_definition(normal, loss, layout, block_s
 @each_layout
 def test_no_more_gradients_are_computed_than_are_needed(normal, layout):
     loss, given = case(normal, "InfoNCE", layout)
-    every = with_gradients(loss, loss.layout, None, None, 1.0, (True,) * 4, given, TEMPERATURE)
-    for i in range(3):
-        wanted = tuple(i == j for j in range(3))
-        _, *gradients = with_gradients(loss, loss.layout, None, None, 1.0, (*wanted, False), given, TEMPERATURE)
-        assert [x is not None for x in gradients] == [*(wanted[j] and given[j] is not None for j in range(3)), False]
-        if given[i] is not None:
-            assert_close(gradients[i], every[1 + i])
+    task = Task(loss, loss.layout, None, "sum", (True,) * 4)
+    _, *every = with_gradients(task, task.needed, None, given, TEMPERATURE)
+    for wanted in product([False, True], repeat=3):
+        _, *gradients = with_gradients(task, (*wanted, False), None, given, TEMPERATURE)
+        expected = [x if want else None for x, want in zip(every, (*wanted, False), strict=True)]
+        assert_close(gradients, expected)
 
 
 # Its parts
@@ -176,15 +175,17 @@ def test_no_more_gradients_are_computed_than_are_needed(normal, layout):
 
 @each_layout
 @pytest.mark.parametrize("temperature", [None, 0.3])
-def test_fill_writes_the_scores_of_the_definition(normal, layout, temperature):
+def test_fill_scores_writes_the_scores_of_the_definition(normal, layout, temperature):
     shape, layout = laid_out(normal, layout)
     given = draw(normal, shape, 3, seed=0)
     positive, scores = scored(layout, units(*given))
     rows = slice(1, 3)
     ours = torch.full_like(scores[rows], torch.nan)
-    own = fill(layout, vectors_of(given)[0], rows, layout.excluded(given, rows), ours, temperature)
-    assert_close(own, positive[rows] / (temperature or 1))
-    assert_close(ours, scores[rows] / (temperature or 1))
+    own = fill_scores(layout, vectors_of(given)[0], rows, layout.excluded(given, rows), ours, temperature)
+    if temperature is not None:
+        positive, scores = positive / temperature, scores.div(temperature).nan_to_num(neginf=-removal(scores.dtype))
+    assert_close(own, positive[rows])
+    assert_close(ours, scores[rows])
 
 
 def test_the_scores_stand_in_the_order_of_the_pairings(device):
@@ -206,23 +207,13 @@ def test_the_scores_stand_in_the_order_of_the_pairings(device):
 
 def test_the_softmax_of_a_row_and_its_lead(normal):
     logits, positive = normal(0, 3, 4), normal(1, 3)
-    logits[0, 1], logits[2] = -torch.inf, -torch.inf
+    logits[0, 1], logits[2] = -torch.inf, -removal(logits.dtype)
     logits[1, 2] -= removal(logits.dtype)
     shares, lead = softmax_(logits.clone(), positive)
     assert_close(shares[:2], logits[:2].softmax(dim=1))
     assert shares[0, 1] == 0 and shares[1, 2] == 0
     assert_close(lead, logits.logsumexp(dim=1) - positive)
-    assert lead[2] == -torch.inf
-
-
-def test_weights_count_in_the_softmax_but_where_it_is_excluded(normal):
-    logits, positive, weights = normal(0, 3, 3), normal(1, 3), normal(2, 3, 3).exp()
-    logits.fill_diagonal_(-torch.inf)
-    weights.fill_diagonal_(torch.nan)
-    shares, lead = softmax_(logits.clone(), positive, weights, Excluded(0, [3], None))
-    weighted = logits + weights.log().fill_diagonal_(0)
-    assert_close(shares, weighted.softmax(dim=1))
-    assert_close(lead, weighted.logsumexp(dim=1) - positive)
+    assert loss_of_lead(lead)[2] == 0 and lead.sigmoid()[2] == 0
 
 
 def test_what_is_removed_is_below_every_logit_that_counts_and_leaves_differences(device):
@@ -249,14 +240,16 @@ def test_the_columns_are_the_rows_of_the_other_direction(normal):
     for given, total in ((None, losses.sum()), (upstream, (losses * upstream).sum())):
         (expected,) = torch.autograd.grad(total, leaf, retain_graph=True)
         out = torch.empty(3, 7).to(logits)
-        by_columns(columns, others[1:4], slice(1, 4), given, Excluded(1, [5], None), out)
+        fill_column_derivatives(columns, others[1:4], slice(1, 4), given, Excluded(1, [5], None), out)
         assert_close(out[:, :5], expected[1:4])
 
 
 def test_a_probability_far_below_all_others_is_no_subnormal_number(device):
-    columns = Columns(torch.zeros(1, device=device), torch.zeros(1, device=device))
+    columns = Columns(*torch.zeros(3, 1, device=device))
     out = torch.empty(2, 1, device=device)
-    by_columns(columns, torch.tensor([[-1e4], [-1e4]], device=device), slice(0, 2), None, Excluded(0, [1], None), out)
+    fill_column_derivatives(
+        columns, torch.tensor([[-1e4], [-1e4]], device=device), slice(0, 2), None, Excluded(0, [1], None), out
+    )
     assert torch.finfo(torch.float32).tiny < out[1, 0] < 1e-30
 
 
@@ -289,7 +282,7 @@ def test_half_precision_is_multiplied_as_it_is_and_scaled_afterwards(normal, mon
     vectors, _ = vectors_of(Embeddings(anchor, positive, None))
     layout = Layout(5, True)
     scores = torch.empty(5, 5, device=anchor.device)
-    fill(layout, vectors, slice(0, 5), layout.excluded(vectors.factors, slice(0, 5)), scores)
+    fill_scores(layout, vectors, slice(0, 5), layout.excluded(vectors.factors, slice(0, 5)), scores)
     assert seen == ([] if dtype == torch.float32 else [dtype])
     exact = units(anchor.double(), positive.double(), None)
     expected = (exact.anchor @ exact.positive.T).fill_diagonal_(-torch.inf)

@@ -1,9 +1,11 @@
 """Real processes (gloo) against one process with the whole batch: the loss, and every gradient."""
 
+import inspect
 import math
 import multiprocessing
 import os
 import re
+import sys
 from datetime import timedelta
 from functools import cache, partial
 
@@ -314,6 +316,31 @@ def test_half_precision_keeps_its_dtype(ranks, world):
     for found in ranks(world):
         assert found["half"].dtype == torch.float16
         assert found["half"].tolist() == [1.0]
+
+
+# What each rank may choose for itself: a function cannot be compared (only how many there are), and blocks change no
+# result. A rank that does not gather is not asked.
+OWN = {"weigh", "block_size", "gather"}
+
+
+@pytest.mark.parametrize("function", [info_nce, gist_embed_loss])
+def test_whatever_must_agree_is_compared_between_ranks(monkeypatch, function):
+    class Asked(Exception):
+        """Ends the call with what is compared."""
+
+    def compare(check, given):
+        raise Asked(given)
+
+    module = sys.modules[function.__module__]
+    monkeypatch.setattr(module, "world_size", lambda: 2)
+    monkeypatch.setattr(module, "check_on_ranks", compare)
+    x = torch.eye(2)
+    guide = {"guide_anchor": x, "guide_positive": x} if function is gist_embed_loss else {}
+    with pytest.raises(Asked) as caught:
+        function(x, x, **guide, gather=True)
+    [given] = caught.value.args
+    assert given["function"] == function.__name__
+    assert set(given) - {"function", "number of rules"} == set(inspect.signature(function).parameters) - OWN
 
 
 def test_one_process_has_all_rows():

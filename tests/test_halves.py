@@ -6,7 +6,7 @@ import torch
 from by_hand import HALVES, cosine, dot
 from torch.testing import assert_close
 
-from mathlib._halves import as_bfloat16, directions_of_halves, factor, products_of_halves
+from mathlib._halves import as_bfloat16, as_factor, directions_of_halves, products_of_halves
 
 switch = torch.backends.mkldnn.matmul
 
@@ -22,7 +22,7 @@ def found():
 
 
 def multiplied(a, b, **options):
-    return products_of_halves(factor(a, a.dtype), factor(b, b.dtype), a.dtype, **options)
+    return products_of_halves(as_factor(a, a.dtype), as_factor(b, b.dtype), a.dtype, **options)
 
 
 def cosines(a, b):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mathlib import cosine_similarity, similarity_matrix
-from mathlib._similarity import tied
+from mathlib._similarity import with_exact_ties
 
 SHORTEST = {torch.float16: 1e-4, torch.bfloat16: 1e-12, torch.float32: 1e-12, torch.float64: 1e-12}
 
@@ -49,7 +49,7 @@ def test_up_to_as_many_eps_as_there_are_features_are_a_tie(device, dtype):
     apart = torch.tensor([[-2.5, -2.0, 0.0, 1.5, 2.0, 2.5, -math.inf]], dtype=torch.float64, device=device)
     scores = (0.75 + apart * eps).to(dtype)
     expected = (0.75 + torch.tensor([[-2.5, 0.0, 0.0, 0.0, 0.0, 2.5, -math.inf]]).to(apart) * eps).to(dtype)
-    assert torch.equal(tied(scores, torch.tensor([0.75], dtype=dtype, device=device), 2), expected)
+    assert torch.equal(with_exact_ties(scores, torch.tensor([0.75], dtype=dtype, device=device), 2), expected)
 
 
 # By a loop over Python floats (by_hand.py)

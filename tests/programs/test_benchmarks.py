@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py") if path.stem != "measure")
 BARS = {
     "contrastive": ["mathlib", "mathlib, symmetric", "mathlib, false-negative rule"],
+    "small": ["small batch", "small batch, symmetric", "small batch, false-negative rule", "small batch, GIST with KL"],
     "growth": [],
     "gist": ["mathlib GIST with KL"],
     "log_prob": ["mathlib sequence_log_prob"],
