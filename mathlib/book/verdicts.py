@@ -335,12 +335,15 @@ def _verdict(claim: dict) -> str:
 
 
 def _said(claim: dict) -> str:
-    """The verdict, with the cases where they differ."""
+    """The verdict, with the cases where they differ; a chart has a row for each of many."""
     names: dict[str, list[str]] = {SHOWN: [], NOT_SHOWN: [], REVERSED: []}
     for case in claim["cases"]:
         if "control" not in case:
             names[case["outcome"]].append(case["name"])
-    parts = [f"{outcome} for {', '.join(cases)}" for outcome, cases in names.items() if cases]
+    listed = {
+        outcome: " / ".join(cases) if len(cases) < 4 else f"{len(cases)} cases" for outcome, cases in names.items()
+    }
+    parts = [f"{outcome} for {listed[outcome]}" for outcome, cases in names.items() if cases]
     return f"{claim['verdict']} ({'; '.join(parts)})" if len(parts) > 1 else claim["verdict"]
 
 

@@ -87,6 +87,8 @@ def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
     [
         ({"a": 2, "b": 3}, False, "holds"),
         ({"a": 2, "b": 0, "c": -2}, False, "holds in part (shown for a; not shown for b; reversed for c)"),
+        ({"a": 2, "b": 3, "c": 0}, False, "holds in part (shown for a / b; not shown for c)"),
+        (dict.fromkeys("abcd", 2) | {"e": -2}, False, "holds in part (shown for 4 cases; reversed for e)"),
         ({"a": 2, "b": 0}, True, "not shown (shown for a; not shown for b)"),
         ({"a": 2, "b": -2}, True, "reversed (shown for a; reversed for b)"),
         ({"a": 0, "b": 0}, False, "not shown"),
