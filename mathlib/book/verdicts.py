@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -37,30 +38,12 @@ MIME = "application/vnd.mathlib.measurement+json"
 FILE = Path(__file__).with_name("measured.json")
 SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
 VERDICTS = ("holds", "holds in part", NOT_SHOWN, REVERSED, "derived")
+MARKS = (SHOWN, NOT_SHOWN, REVERSED, "control")
 SOURCES = re.compile(r"book|notes ([1-7]|demo)")
 SEEDS = 10
 LEVEL = 0.05
 
-# A dot for what is shown, a ring for what is not, a square for what is reversed, a diamond for a control.
-MARKS = {
-    SHOWN: (figures.POSITIVE, '<circle r="5" fill="COLOUR"/>'),
-    NOT_SHOWN: ("currentColor", '<circle r="4.5" fill="var(--paper)" stroke="COLOUR" stroke-width="1.5"/>'),
-    REVERSED: (figures.NEGATIVE, '<path d="M-5-5H5V5H-5z" fill="COLOUR"/>'),
-    "control": (figures.NEUTRAL, '<path d="M-6 0 0-6 6 0 0 6z" fill="COLOUR"/>'),
-}
-CSS = """
-.mathlib-chart{--paper:var(--pst-color-background,var(--jp-layout-color0,Canvas));margin:1rem 0}
-.mathlib-chart table{width:100%;margin:0 0 1rem;border:0;border-collapse:collapse;table-layout:fixed}
-.mathlib-chart caption{padding:0 0 .25rem;text-align:left;caption-side:top;color:inherit}
-.mathlib-chart :is(th,td){padding:0;border:0;text-align:left;font-weight:normal;line-height:1.3;overflow-wrap:anywhere}
-.mathlib-chart :is(th:first-child,tfoot td:first-child){width:34%;padding-right:.5rem}
-.mathlib-chart td:last-child{width:13.5em;padding-left:.75rem}
-.mathlib-chart svg{display:block;overflow:visible}
-.mathlib-chart small{font-size:.85em;white-space:nowrap}
-.mathlib-chart i svg{display:inline-block;vertical-align:-.2em}
-@media(max-width:36rem){.mathlib-chart td:last-child{width:6.5em;padding-left:.5rem}
-.mathlib-chart td small{display:block;font-size:.75em}}
-""".strip().replace("\n", "")
+HTML = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -128,9 +111,7 @@ def measured(
     lines = [f"Claim ({of}): {statement}", f"  effect: {_axis(claim)}; above 0 is as claimed"]
     lines += [f"  {_name(row)}: {_number(row)}, {_reading(row, claim)}" for row in rows]
     lines.append(f"  {_seeds(claim)}")
-    head = f"<strong>Claim ({of}).</strong> {html.escape(statement)}.<br>{html.escape(setting)}."
-    note = f"{_seeds(claim)}. {html.escape(reason)}"
-    return Output("\n".join(lines), _figure([_table(claim, head, _scale([claim]))], note), claim)
+    return Output("\n".join(lines), picture([claim], lab=True), claim)
 
 
 def derived(
@@ -152,9 +133,7 @@ def derived(
         expected = "differ from" if slip else "equal"
         raise ValueError(f"found of {label} must {expected} what is said, {said!r}, was {found!r}")
     claim = _claim(label, statement, of, reason, was) | {"cases": [], "said": said, "found": found}
-    head = f"<strong>Derived ({of}).</strong> {html.escape(statement)}."
-    plain = f"Derived ({of}): {statement}\n  {_compared(claim)}"
-    return Output(plain, _figure([_table(claim, head, None)], html.escape(reason)), claim)
+    return Output(f"Derived ({of}): {statement}\n  {_compared(claim)}", picture([claim], lab=True), claim)
 
 
 def recorded(name: str, values: Mapping[str, object]) -> Output:
@@ -262,21 +241,6 @@ def text(claim: dict) -> str:
     return "\n".join(lines + [f"  {_name(case)}: {_number(case)}, {_outcome(case)}" for case in claim["cases"]])
 
 
-def picture(claims: Sequence[dict], settings: bool = False) -> str:
-    """The HTML of a chart. Claims of one unit have one scale."""
-    tables = []
-    for claim in claims:
-        place = f"labs/{claim['lab']}.html#{claim['label']}"
-        head = f'<a href="{place}">{html.escape(claim["statement"])}</a>: <strong>{html.escape(_said(claim))}</strong>.'
-        if settings and claim["cases"]:
-            head += f" {html.escape(claim['setting'])}; {_seeds(claim)}."
-        like = [other for other in claims if other["cases"] and other["unit"] == claim.get("unit")]
-        tables.append(_table(claim, head, _scale(like) if claim["cases"] else None))
-    marks = {_mark(case) for claim in claims for case in claim["cases"]}
-    keys = [f"<i>{_svg(18, _marker(mark, 50), mark)}</i> {mark}" for mark in MARKS if mark in marks]
-    return _figure(tables, ", ".join([*keys, "with 95 % intervals"]) if keys else "")
-
-
 def counted(claims: Iterable[dict]) -> dict[str, int]:
     """How many claims have each verdict."""
     verdicts = [claim["verdict"] for claim in claims]
@@ -378,65 +342,36 @@ def _reading(case: dict, claim: dict) -> str:
     if claim["bound"]:
         return "never crossed" if case["outcome"] == SHOWN else "crossed"
     if case["outcome"] == NOT_SHOWN:
-        inside = "0 inside" if case["low"] <= 0 else f"not above {claim['least']:g}"
-        return f"{inside}, {case['sees']:.3f} would have been seen"
+        return f"{'0 inside' if case['low'] <= 0 else 'too small to matter'}{_seen(case)}"
     return f"above {claim['least']:g}" if case["outcome"] == SHOWN else "below 0"
 
 
 def _outcome(case: dict) -> str:
     if "control" in case:
         return "control"
-    return case["outcome"] + (" after correction" if case["outcome"] == NOT_SHOWN and case["p"] < LEVEL else "")
+    if case["outcome"] != NOT_SHOWN:
+        return case["outcome"]
+    return NOT_SHOWN + (" after correction" if case["p"] < LEVEL else _seen(case))
 
 
-def _mark(case: dict) -> str:
-    return "control" if "control" in case else case["outcome"]
+def _seen(case: dict) -> str:
+    return f", {case['sees']:.3f} would have been seen"
 
 
-def _scale(claims: Sequence[dict]) -> tuple[float, float]:
-    ends = [0.0, *(case[end] for claim in claims for case in claim["cases"] for end in ("low", "high", "mean"))]
-    margin = 0.05 * (max(ends) - min(ends)) or 1.0
-    return min(ends) - margin, max(ends) + margin
-
-
-def _figure(tables: Sequence[str], note: str) -> str:
-    note = f"<figcaption><small>{note}</small></figcaption>" if note.strip() else ""
-    return f'<figure class="mathlib-chart"><style>{CSS}</style>{"".join(tables)}{note}</figure>'
-
-
-def _table(claim: dict, head: str, scale: tuple[float, float] | None) -> str:
-    """A claim's rows: the case, its interval on a scale, its number."""
-    anchor = f' id="{claim["label"]}"' if "lab" in claim else ""  # in a lab, the target above the card has it
-    if scale is None:
-        return f"<p{anchor}>{head} {html.escape(_compared(claim))}.</p>"
-
-    def at(value: float) -> float:
-        return 100 * (value - scale[0]) / (scale[1] - scale[0])
-
-    rows = []
-    zero = f'<line x1="{at(0):.1f}%" x2="{at(0):.1f}%" y2="26" stroke="currentColor" opacity=".4"/>'
-    for case in claim["cases"]:
-        bar = f'<line x1="{at(case["low"]):.1f}%" x2="{at(case["high"]):.1f}%" y1="13" y2="13" stroke-width="2"'
-        bar += f' stroke="{MARKS[_mark(case)][0]}"/>'
-        words = _outcome(case) if "lab" in claim or "control" in case else _reading(case, claim)
-        svg = _svg("100%", zero + bar + _marker(_mark(case), at(case["mean"])), words)
-        mean, _, interval = _number(case).partition(" ")
-        number = f"<td>{mean} <small>{interval}</small></td>"
-        rows.append(f'<tr><th scope="row">{html.escape(_name(case))}</th><td>{svg}</td>{number}</tr>')
-    ticks = [tick for tick in MaxNLocator(3).tick_values(*scale) if scale[0] <= tick <= scale[1]]
-    labels = [f'<text x="{at(tick):.1f}%" y="12" text-anchor="middle">{tick:g}</text>' for tick in ticks]
-    look = 'height="16" fill="currentColor" font-size="11" aria-hidden="true"'
-    axis = f'<svg width="100%" {look}>{"".join(labels)}</svg>'
-    return (
-        f"<table{anchor}><caption>{head}<br><small>{html.escape(_axis(claim))}</small></caption>"
-        f"<tbody>{''.join(rows)}</tbody><tfoot><tr><td></td><td>{axis}</td><td></td></tr></tfoot></table>"
-    )
-
-
-def _marker(mark: str, percent: float) -> str:
-    colour, shape = MARKS[mark]
-    return f'<svg x="{percent:.1f}%" y="13" overflow="visible">{shape.replace("COLOUR", colour)}</svg>'
-
-
-def _svg(width: int | str, inside: str, words: str) -> str:
-    return f'<svg width="{width}" height="26" role="img" aria-label="{html.escape(words)}">{inside}</svg>'
+def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False) -> str:
+    """The HTML of claims, in one line. Those of one unit have one scale."""
+    tables = []
+    for claim in claims:
+        alike = [case for other in claims if other.get("unit") == claim.get("unit") for case in other["cases"]]
+        ends = [0.0, *(case[end] for case in alike for end in ("low", "high"))]
+        low, width = min(ends), max(ends) - min(ends) or 1.0
+        ticks = [tick for tick in MaxNLocator(3).tick_values(low, low + width) if low <= tick <= low + width]
+        # a margin on both sides, for what is drawn around a point
+        tables.append((claim, lambda x, low=low, width=width: f"{5 + 90 * (x - low) / width:.1f}%", ticks))
+    used = {"control" if "control" in case else case["outcome"] for claim in claims for case in claim["cases"]}
+    functions = {"said": _said, "seeds": _seeds, "axis": _axis, "compared": _compared, "name": _name}
+    text = HTML.get_template("chart.html").render(
+        **functions, number=_number, reading=_reading, outcome=_outcome, figures=figures, tables=tables,
+        lab=lab, settings=settings, reason=claims[0]["reason"], marks=[m for m in MARKS if m in used],
+    )  # fmt: skip
+    return text.replace("\n", "")

@@ -216,7 +216,7 @@ def test_a_chart_says_what_it_draws(book):
         "1 < 2 | 3: holds in part (shown for a < b; not shown for c) (notes 1)",
         "  effect: with minus without (mAP)",
         "  a < b: +2.000 [+1.285, +2.715], shown",
-        "  c: +0.000 [-0.715, +0.715], not shown",
+        "  c: +0.000 [-0.715, +0.715], not shown, 0.995 would have been seen",
         "  control, at random: +0.000 [-0.715, +0.715], control",
         "y: derived (notes demo)",
         "  the notes say 1, it is 2",
@@ -224,14 +224,18 @@ def test_a_chart_says_what_it_draws(book):
     page = BeautifulSoup(drawn.html, "html.parser")
     assert [row.get_text(" ", strip=True) for row in page.select("tbody tr")] == [
         "a < b +2.000 [+1.285, +2.715]",
-        "c +0.000 [-0.715, +0.715]",
+        "c (0.995 would have been seen) +0.000 [-0.715, +0.715]",
         "control, at random +0.000 [-0.715, +0.715]",
     ]
-    assert [svg["aria-label"] for svg in page.select("tbody td > svg")] == ["shown", "not shown", "control"]
+    assert [svg["aria-label"] for svg in page.select("tbody td > svg")] == [
+        "shown",
+        "not shown, 0.995 would have been seen",
+        "control",
+    ]
     assert [tag["id"] for tag in page.find_all(id=True)] == ["claim-x", "claim-y"]
     assert [link["href"] for link in page.find_all("a")] == [f"labs/01_x.html#claim-{x}" for x in "xy"]
     caption = page.caption.get_text(" ", strip=True)
-    assert caption.startswith("1 < 2 | 3 : holds in part (shown for a < b; not shown for c)")
+    assert caption.startswith("1 < 2 | 3 (notes 1): holds in part (shown for a < b; not shown for c)")
 
 
 def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):

@@ -290,25 +290,40 @@ def test_links_resolve_raw_ones_and_anchors_included(reader):
 
 def test_a_link_from_elsewhere_ends_at_its_claim(reader):
     """Though what lies before it has not been laid out."""
-    claims = re.findall(r'id="(claim-[^"]+)"', (HTML / "chapters" / "04_dual_encoder.html").read_text(encoding="utf-8"))
+    name = "chapters/labs/01_infonce.html"
+    claims = re.findall(r'id="(claim-[^"]+)"', HTML.joinpath(name).read_text(encoding="utf-8"))
 
     arrived = (
         "id => { const top = document.getElementById(id).getBoundingClientRect().top; return 0 <= top && top < 300; }"
     )
 
     def check(visit):
-        page, chapter = visit.page, f"{visit.host}/chapters/04_dual_encoder.html"
+        page, lab = visit.page, f"{visit.host}/{name}"
         for claim in claims:
             page.goto("about:blank")
-            page.goto(f"{chapter}#{claim}")
+            page.goto(f"{lab}#{claim}")
             page.wait_for_function(arrived, arg=claim)
         page.goto("about:blank")
-        page.goto(chapter)
+        page.goto(lab)
         for claim in reversed(claims):
             page.evaluate("id => location.hash = id", claim)
             page.wait_for_function(arrived, arg=claim)
 
     assert claims
+    reader.read(PAGES[0], check)
+
+
+def test_a_claims_old_address_leads_to_its_lab(reader):
+    name, old, new = "chapters/01_infonce.html", "claim-mutual-information-lower", "claim-mutual-information"
+
+    def check(visit):
+        page, place = visit.page, f"{visit.host}/chapters/labs/01_infonce.html#{new}"
+        page.goto(f"{visit.host}/{name}#{old}")
+        page.wait_for_url(place)
+        page.goto(f"{visit.host}/{name}")
+        page.evaluate("id => { location.hash = id }", old)
+        page.wait_for_url(place)
+
     reader.read(PAGES[0], check)
 
 
@@ -331,7 +346,7 @@ def test_printed_page_shows_solutions_and_hides_controls(reader):
             assert luminance(ink) < 0.4, (tag, ink)
             assert "rgba" in paper or luminance(paper) > 0.7, (tag, paper)
 
-    reader.read(next(name for name in reversed(PAGES) if re.search(r"/\d\d_", name)), check)
+    reader.read(next(name for name in reversed(PAGES) if re.search(r"chapters/\d\d_", name)), check)
 
 
 def luminance(colour):
