@@ -11,14 +11,14 @@ from pathlib import Path
 
 from measure import RESULTS, environment, flags, options, parser, read_command_line
 
-SCRIPTS = ("contrastive", "small", "growth", "gist", "log_prob", "search", "attention", "imports")
+SCRIPTS = ("contrastive", "small", "growth", "gist", "log_prob", "search", "attention", "imports", "accuracy")
 
 parser.description = __doc__
 parser.add_argument("--note", default="", help="under what load the numbers were taken")
 parser.add_argument("--output", type=Path, default=RESULTS)
 read_command_line()
 
-results: dict = {"environment": environment(), "note": options.note, "rows": [], "bars": []}
+results: dict = {"environment": environment(), "note": options.note, "rows": [], "bars": [], "accuracy": []}
 with tempfile.TemporaryDirectory() as folder:
     for i, name in enumerate(SCRIPTS):
         print(f"[{i + 1}/{len(SCRIPTS)}] {name}", flush=True)

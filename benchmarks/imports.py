@@ -17,7 +17,7 @@ def run(quick, most):
     taken = sorted(float(step("", 0)().stdout) for _ in range(rounds))
     least, median = taken[0], taken[rounds // 2]
     reason = "jaxtyping, which states the shapes, and the modules themselves"
-    rows = [row("imports", "import mathlib, torch imported", 1, (least, median), (least, median))]
+    rows = [row("imports", "import mathlib, torch imported", 1, (least, median), (least, median), rounds=rounds)]
     return rows, [bar("import mathlib: time over import torch", 50, least * 1e3, "ms", reason)]
 
 

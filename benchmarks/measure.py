@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ PACKAGES = (
     "info-nce-pytorch",
     "pytorch-metric-learning",
     "faiss-cpu",
-    "liger-kernel",
 )
 
 Step = Callable[[], object]
@@ -134,8 +134,9 @@ def row(
     times: tuple[float, float],
     base: tuple[float, float],
     memory: float | None = None,
+    rounds: int | None = None,
 ) -> dict[str, Any]:
-    """One measurement: the shortest time and the median, each with its ratio to the base's."""
+    """One measurement: the shortest time and the median of so many rounds, each with its ratio to the base's."""
     memory = None if memory is None else round(memory, 1)
     ratio, median_ratio = (round(time / other, 3) for time, other in zip(times, base, strict=True))
     ms, median_ms = (round(time * 1e3, 3) for time in times)
@@ -150,6 +151,7 @@ def row(
         "median_ms": median_ms,
         "median_ratio": median_ratio,
         "mb": memory,
+        "rounds": rounds,
     }
 
 
@@ -182,7 +184,7 @@ def timed(
         # a fresh process takes seconds to start; one that compiles needs most of its memory for that
         unknown = options.quick or (DEVICE == "cpu" and name.startswith("torch.compile"))
         used = None if unknown else extra_memory(script, name, size)
-        rows.append(row(question, name, size, times[name], times[base], used))
+        rows.append(row(question, name, size, times[name], times[base], used, rounds))
     return rows
 
 
@@ -201,6 +203,7 @@ def environment() -> dict[str, Any]:
         models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         device = models[0] if models else platform.processor()
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "device": device,
         "threads": torch.get_num_threads(),
         "clock": "time of the processor" if options.cpu_time and DEVICE == "cpu" else "wall time",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py") if path.stem != "measure")
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py") if path.stem not in ("measure", "accuracy"))
 BARS = {
     "contrastive": ["mathlib", "mathlib, symmetric", "mathlib, false-negative rule"],
     "small": ["small batch", "small batch, symmetric", "small batch, false-negative rule", "small batch, GIST with KL"],
@@ -37,6 +37,14 @@ def test_it_runs(script, tmp_path):
     for name in BARS[script]:
         [time] = [bar for bar in found["bars"] if bar["bar"].startswith((f"{name}: time", f"{name}, B = 64: time"))]
         assert time["met"] == (time["measured"] <= time["limit"])
+
+
+def test_accuracy_runs(tmp_path):
+    path = tmp_path / "part.json"
+    subprocess.run([sys.executable, BENCHMARKS / "accuracy.py", "--quick", "--json", path], check=True)
+    found = {row["name"]: row for row in json.loads(path.read_text())["accuracy"]}
+    assert found["mathlib, float32"]["gradient"] < 1e-4
+    assert found["mathlib, bfloat16"]["loss"] < 1e-6 < found["torch, by hand, bfloat16"]["loss"]
 
 
 def test_memory_is_that_of_a_fresh_process():
