@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mathlib._checks import check_choice, check_count, check_device, check_shapes, check_some
-from mathlib._halves import directions_of_halves, factor, products_of_halves
+from mathlib._halves import as_factor, directions_of_halves, products_of_halves
 from mathlib._similarity import products, similarity_matrix, unit
 
 
@@ -153,7 +153,7 @@ def vectors_of(x: Tensor, metric: str) -> Vectors:
     if x.dtype.itemsize > 2:
         return Vectors(unit(x) if metric == "cosine" else x, None)
     if metric == "dot":
-        return Vectors(factor(x, x.dtype), None)
+        return Vectors(as_factor(x, x.dtype), None)
     factors, inverse, _ = directions_of_halves(x)
     return Vectors(factors, inverse)
 

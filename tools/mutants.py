@@ -72,7 +72,7 @@ class Forks:
         if process == 0:
             try:
                 outcome = first_to_fail(name, tests, seconds)
-            except BaseException as error:  # noqa: BLE001 - the parent raises it
+            except BaseException as error:  # the parent raises it
                 outcome = repr(error)
             os.write(tell, outcome.encode())
             os._exit(0)
