@@ -57,7 +57,8 @@ def advise(book, label, verdict):
 
 def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_books(book):
     before, advice, rest = evidence_page(book).partition(
-        '| few \\| many | do | 0.1 | [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part"): holds in part. |\n'
+        "few \\| many\n: **do.** 0.1.\n"
+        ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part).\n'
     )
     assert "## What to do" in before and advice
     assert "Of 2 statements 0 hold, 1 holds in part, 1 is not shown, 0 are reversed, 0 are derived." in rest
