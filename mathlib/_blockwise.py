@@ -86,9 +86,8 @@ class Vectors(NamedTuple):
         return torch.float32 if self.half else self.factors.anchor.dtype
 
     def multiply(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        """left @ right.T; of half-precision embeddings at half precision's speed, if either holds these."""
-        if self.half is None:
-            return torch.mm(left, right.T, out=out)
+        """left @ right.T at half precision's speed, if either holds half-precision embeddings."""
+        assert self.half is not None
         return products_of_halves(as_factor(left, self.half), as_factor(right, self.half), self.half, out)
 
     def inverse_lengths_of(self, name: str) -> Tensor:
@@ -135,6 +134,7 @@ def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
     """Embeddings of any length as they are multiplied."""
     matrices = [x.flatten(0, -2) for x in given if x is not None]
     ends = [0, *accumulate([x.shape[0] for x in matrices])]
+    stacked = torch.cat(matrices)
 
     def unstacked(rows: Tensor) -> Embeddings:
         anchor, positive, *others = (rows[start:stop] for start, stop in pairwise(ends))
@@ -142,9 +142,9 @@ def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
         return Embeddings(anchor, positive, shaped)
 
     if given.anchor.dtype.itemsize > 2:
-        rows, lengths = direction(torch.cat(matrices))
+        rows, lengths = direction(stacked, in_place=True)
         return Vectors(unstacked(rows), None, None), Stacked(rows, None, lengths, ends)
-    rows, inverse, scales = directions_of_halves(torch.cat(matrices))
+    rows, inverse, scales = directions_of_halves(stacked)
     vectors = Vectors(unstacked(rows), unstacked(inverse), given.anchor.dtype)
     return vectors, Stacked(rows, inverse, scales.reciprocal(), ends)
 
@@ -231,7 +231,8 @@ def fill_scores(
         torch.bmm(wide(y.negatives[rows]), wide(left_rows("anchor"))[:, :, None], out=scores[:, :, None])
         if x.inverse is None:
             scores.mul_(alpha)
-        elif x.inverse.negatives is not None:
+        else:
+            assert x.inverse.negatives is not None
             scores.mul_(x.inverse.anchor[rows] / t).mul_(x.inverse.negatives[rows, :, 0])
     if layout.in_batch:
         positive_scores = scores.diagonal(rows.start).clone()
@@ -272,7 +273,7 @@ def one_pass(
     scores_buffer = torch.empty(blocks[0].stop, layout.width(y), dtype=x.dtype, device=y.anchor.device)
     scratch_buffer = torch.empty_like(scores_buffer)
     columns: Columns | None = None
-    losses = []
+    losses = scores_buffer.new_empty(layout.rows if len(blocks) > 1 else 0)
     for rows in blocks:
         count = rows.stop - rows.start
         scores, scratch = part(scores_buffer, slice(0, count)), part(scratch_buffer, slice(0, count))
@@ -285,7 +286,10 @@ def one_pass(
             if gradients is not None:
                 fill_column_derivatives(columns, scores, rows, upstream, excluded, scratch)
         found = loss.derivatives(Block(rows, positive_scores, scores, scratch, excluded), temperature)
-        losses.append(found.losses)
+        if len(blocks) > 1:  # not kept apart: between them, what the blocks free would lie in pieces
+            losses[rows] = found.losses
+        else:
+            losses = found.losses
         if gradients is None:
             continue
         by_scores, by_positive = found.by_scores, found.by_positive
@@ -297,8 +301,8 @@ def one_pass(
         if columns is not None:
             by_scores[:, : layout.rows].add_(scratch[:, : layout.rows])
         add_gradients(layout, x, rows, by_scores, by_positive, gradients)
-    whole = losses[0] if len(losses) == 1 else torch.cat(losses)
-    return whole if columns is None else (whole + columns.losses) / 2
+        del found, by_scores  # memory that the next block can take
+    return losses if columns is None else (losses + columns.losses) / 2
 
 
 def add_gradients(
@@ -311,19 +315,19 @@ def add_gradients(
         lefts = part(y.matrix(left), rows)
         block = part(by_scores, slice(start, start + columns.shape[0]), axis=1)
         start += columns.shape[0]
+        inverse = None
         if x.half:
             # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has
             # what either of them receives.
             block.mul_(x.inverse_lengths_of(right).T)
             inverse = x.inverse_lengths_of(left)[rows]
-            if of_left is not None:
-                of_left[rows].addcmul_(x.multiply(block, columns.T), inverse)
-            if of_right is not None:
-                of_right.add_(x.multiply(block.T, (wide(lefts) * inverse).T))
-            continue
-        if of_left is not None:
+        if of_left is not None and inverse is not None:
+            of_left[rows].addcmul_(x.multiply(block, columns.T), inverse)
+        elif of_left is not None:
             part(of_left, rows).addmm_(block, columns)
-        if of_right is not None:
+        if of_right is not None and inverse is not None:
+            of_right.add_(x.multiply(block.T, (wide(lefts) * inverse).T))
+        elif of_right is not None:
             of_right.addmm_(block.T, lefts)
     if layout.in_batch:
         return
@@ -488,14 +492,21 @@ def with_gradients(
         losses = one_pass(task, upstream, x, t, gradients)
         # what was left undone: each row's weight, the temperature, and the mean of both directions
         weight = task.row_weight / (2 if task.layout.symmetric else 1)
-        outward = torch.linalg.vecdot(memory, units)[:, None]
+        along: Tensor | float = 0.0
+        for start in range(0, len(units), 4096):  # not all: vecdot takes memory for the products
+            some = slice(start, min(start + 4096, len(units)))
+            gradient, unit_vectors = part(memory, some), part(units, some)
+            outward = torch.linalg.vecdot(gradient, unit_vectors)[:, None]
+            if needed[3]:
+                along += outward.sum()
+            if stacked.inverse is not None:
+                outward = outward * part(part(stacked.inverse, rows), some) ** 2
+            # keep the tangential part: a longer input has the same unit vector
+            gradient.addcmul_(unit_vectors, outward, value=-1)
+        memory.div_(part(stacked.divisor, rows) * (t / weight))
         # a score is bilinear: score times derivative appears once for each of its two sides, and a loss knows
         # scores only as multiples of the temperature
-        by_temperature = outward.sum() * (-0.5 * weight) / t**2 if needed[3] else None
-        if stacked.inverse is not None:
-            outward = outward * part(stacked.inverse, rows) ** 2
-        # keep the tangential part: a longer input has the same unit vector
-        memory.addcmul_(units, outward, value=-1).div_(part(stacked.divisor, rows) * (t / weight))
+        by_temperature = along * (-0.5 * weight) / t**2 if needed[3] else None
         return losses, *gradients, by_temperature
 
 

@@ -274,12 +274,7 @@ class Gist:
             differences = torch.sub(guide_logits, logits, out=gone)
             shares, lead = shares_kl, lead_kl = softmax_(logits, z_p)
         guide_shares, guide_lead = softmax_(guide_logits, guide_z_p)
-        losses, wrong, wrong_kl, guide_wrong = (
-            loss_of_lead(lead),
-            lead.sigmoid(),
-            lead_kl.sigmoid(),
-            guide_lead.sigmoid(),
-        )
+        wrong, wrong_kl, guide_wrong = lead.sigmoid(), lead_kl.sigmoid(), guide_lead.sigmoid()
         # log g_i - log s'_i = (u_i - z_i) - (u_p - z_p) + (log g_p - log s'_p), with u the guide's logits
         apart = differences.mul_(guide_shares).sum(dim=1) - (guide_z_p - z_p)
         divergence = apart * guide_wrong + loss_of_lead(lead_kl) - loss_of_lead(guide_lead)
@@ -289,7 +284,7 @@ class Gist:
             by_scores = shares.mul_((wrong + self.lam * wrong_kl)[:, None])
         by_scores.addcmul_(guide_shares, (self.lam * guide_wrong)[:, None], value=-1)
         by_positive = self.lam * (guide_wrong - wrong_kl) - wrong
-        return Derivatives(losses + self.lam * divergence, by_scores, by_positive)
+        return Derivatives(loss_of_lead(lead) + self.lam * divergence, by_scores, by_positive)
 
 
 def divergences(guide_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -37,24 +37,20 @@ def unit(x: Tensor) -> Tensor:
     return direction(x)[0]
 
 
-def direction(x: Tensor) -> tuple[Tensor, Tensor]:
+def direction(x: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """`unit`, and the lengths [..., 1], infinite where |x| is below eps."""
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
     limit = eps * (1 - 1e-6)  # since a threshold lets pass what is above it, not what is at it
     x = wide(x)
-    # Squares overflow long before lengths do, but float64 holds those of float32.
-    if x.dtype == torch.float32 and x.device.type != "mps":  # which has no float64
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64).to(x.dtype)
-        length = torch.threshold(length, limit, torch.inf)
-        return x / length, length
-    # The direction, and its gradient, do not depend on a scale. Of two lengths the first is right unless it is
-    # infinite; then far makes the second right, as it makes what is too short vanish.
+    # Squares overflow long before lengths do. The direction, and its gradient, do not depend on a scale. Of two lengths
+    # the first is right unless it is infinite; then far makes the second right, as it makes what is too short vanish.
     far = torch.finfo(x.dtype).max ** 0.75
     scale = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
     scale = torch.threshold(scale, limit, far).clamp_max_(far)
-    x = x / scale
+    divide = Tensor.div_ if in_place else torch.div  # fresh memory costs more than the division
+    x = divide(x, scale)
     length = torch.threshold(torch.linalg.vector_norm(x, dim=-1, keepdim=True), 1 / far, torch.inf)
-    return x / length, length * scale
+    return divide(x, length), length * scale
 
 
 def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D"]) -> Float[Tensor, "*batch"]:

@@ -175,7 +175,10 @@ def test_float16_neither_overflows_nor_underflows(device, length):
     assert similarity_matrix(a, a).item() == 1
 
 
-@pytest.mark.parametrize("dtype, size", [(torch.float32, 1e30), (torch.float64, 1e300)])
+# the length, 5 times the size, is the second time more than the dtype can hold
+@pytest.mark.parametrize(
+    "dtype, size", [(torch.float32, 1e30), (torch.float32, 8e37), (torch.float64, 1e300), (torch.float64, 4e307)]
+)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_squares_may_overflow(device, dtype, size, sign):
     a = torch.tensor([3.0, 4.0], dtype=dtype, device=device) * sign * size
