@@ -40,7 +40,7 @@ from mathlib._checks import (
     check_some,
     check_tensor,
 )
-from mathlib._similarity import no_autocast, wide
+from mathlib._similarity import autocasts, no_autocast, wide
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -178,10 +178,9 @@ def plain(
 
 def cast_dtype(x: Tensor) -> torch.dtype:
     """What autocast, if it is on, makes of x in a matrix product and in the fused kernel."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or not autocasts(x):
         return x.dtype
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def fused(

@@ -40,7 +40,7 @@ def encode_in_blocks(
 
     A layer that mixes rows, as BatchNorm does in training, sees one block at a time, and updates its statistics twice.
     torch.compile compiles each number of rows for itself, and fails with dynamic=True on an encoder with dropout;
-    torch.export fixes the number of rows; torch.func's gradients raise torch's RuntimeError.
+    torch.export fixes the number of rows; torch.func's gradients, and with torch 2.10 vmap, raise torch's RuntimeError.
 
     Args:
         encoder: f, a function or a module that maps rows to their embeddings, each row by itself.

@@ -118,7 +118,7 @@ def search(
         ValueError: if queries and documents do not fit together, or an option is out of its range.
 
     Source:
-        Johnson, Douze and Jégou (2017), arXiv:1702.08734, section 3 (exact search by blocks).
+        Johnson, Douze and Jégou (2017), arXiv:1702.08734, section 5.1 (exact search).
 
     Example:
         >>> found = search(torch.eye(2), torch.tensor([[0.0, 2.0], [1.0, 1.0]]), k=1)
@@ -344,7 +344,8 @@ def ndcg_at_k(
         ValueError: if a collection has no relevant document, a grade is not finite, or k is not in 1..n.
 
     Source:
-        Järvelin and Kekäläinen (2002), "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4).
+        Järvelin and Kekäläinen (2002), "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4); with this
+        discount, Burges et al. (2005), "Learning to rank using gradient descent", ICML.
 
     Example:
         >>> ndcg_at_k(torch.tensor([[4, 2, 7]]), torch.tensor([2]), k=3)

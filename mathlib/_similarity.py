@@ -136,10 +136,16 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off on x's device, if it has any ("meta" has none), and free where it is off already."""
+    """Autocast off on x's device, and free where it is off already."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for x's device, if it has any ("meta" has none)."""
     device = x.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    # these have it: torch 2.10 cannot trace the question
+    available = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
 
 
 def with_exact_ties(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:
