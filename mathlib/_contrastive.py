@@ -190,12 +190,12 @@ def info_nce(
 
     Chapter: 01_infonce (eq. info-nce-batch)
     """
-    who = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
+    kinds = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
     rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
 
     def check() -> None:
         sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
-        check_candidates(sizes, anchor, negatives, groups, negative_groups, **who)
+        check_candidates(sizes, anchor, negatives, groups, negative_groups, **kinds)
         check_flag("symmetric", symmetric)
         if symmetric and not in_batch:
             raise ValueError("symmetric must be False when in_batch is False: a positive would have no negatives")
@@ -232,7 +232,7 @@ def info_nce(
     # Both directions come from one pass over the scores, unless the row of a positive has weights or candidates of its
     # own, or other ranks' anchors, which are rows of no block here.
     at_once = symmetric and not (rules or contrast_anchors or contrast_positives or gathering)
-    layout = layout_of(anchor.shape[0], groups, negative_groups, **who, symmetric=at_once)
+    layout = layout_of(anchor.shape[0], groups, negative_groups, **kinds, symmetric=at_once)
     given = Embeddings(anchor, positive, negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block
         given, layout = all_candidates(given, layout, symmetric or contrast_anchors)

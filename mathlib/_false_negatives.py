@@ -107,11 +107,16 @@ def false_negative_weights(
         limit: Any = threshold
     else:
         check_number("margin", margin, least=0)
-        limit = s_p - (margin if strategy == "absolute" else s_p.abs() * margin)
+        limit = limit_below(s_p, margin, strategy)
     if alpha == 0:
         # writes 1 or 0 directly, without an intermediate bool tensor; not(s > limit) keeps NaN, s <= limit would not
         return s.clone().gt_(limit).neg_().add_(1)
     return torch.ones_like(s).masked_fill_(s > limit, alpha)
+
+
+def limit_below(positive_scores: Tensor, margin: float, strategy: str) -> Tensor:
+    """The highest score that a margin, "absolute" or "relative", leaves beside each positive's."""
+    return positive_scores - (margin if strategy == "absolute" else positive_scores.abs() * margin)
 
 
 def check_rule(positive_scores: Tensor, candidate_scores: Tensor) -> None:

@@ -136,7 +136,7 @@ def gist_embed_loss(
     Chapter: 06_gist (eq. gist)
     """
 
-    who = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
+    kinds = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
 
     def check() -> None:
         sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
@@ -147,7 +147,7 @@ def gist_embed_loss(
         of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
         check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
         check_device("guide_anchor", guide_anchor, "anchor", anchor)
-        check_candidates(sizes, anchor, negatives, groups, negative_groups, **who)
+        check_candidates(sizes, anchor, negatives, groups, negative_groups, **kinds)
         check_temperature("temperature", temperature, anchor)
         if guide_temperature is not None:
             check_temperature("guide_temperature", guide_temperature, anchor)
@@ -187,7 +187,7 @@ def gist_embed_loss(
     else:
         check()
 
-    layout = layout_of(anchor.shape[0], groups, negative_groups, **who)
+    layout = layout_of(anchor.shape[0], groups, negative_groups, **kinds)
     student = Embeddings(anchor, positive, negatives)
     guide = Embeddings(guide_anchor, guide_positive, guide_negatives)
     if gathering:  # pragma: no cover - distributed, no mutate block

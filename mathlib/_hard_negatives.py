@@ -47,7 +47,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mathlib._checks import check_choice, check_count, check_number, check_shapes, check_some
-from mathlib._false_negatives import check_rule
+from mathlib._false_negatives import check_rule, limit_below
 from mathlib._retrieval import Relevant, SearchResult, listed, nearest, parts_of
 from mathlib._similarity import unit, wide
 
@@ -360,7 +360,7 @@ def mine_hard_negatives(
         # computed even without a margin: an index out of range fails here
         parts = parts_of(queries.shape[0], 4096)
         worst = torch.cat([lowest_of_positives(queries[rows], documents, known[rows]) for rows in parts])
-        limit = None if margin is None else worst - (margin if strategy == "absolute" else worst.abs() * margin)
+        limit = None if margin is None else limit_below(worst, margin, strategy)
 
         def drop(block: Tensor, rows: slice, columns: slice) -> Tensor:
             if limit is not None:

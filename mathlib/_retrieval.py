@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mathlib._checks import check_choice, check_count, check_device, check_shapes, check_some
 from mathlib._halves import as_factor, directions_of_halves, products_of_halves
+from mathlib._rows import reduced
 from mathlib._similarity import products, similarity_matrix, unit
 
 
@@ -279,6 +280,7 @@ def recall_at_k(
     """
     gains, grades = judged(ranked, relevant)
     check_count("k", k, most=ranked.shape[1], most_meaning="the number of results in ranked")
+    check_choice("reduction", reduction, ("mean", "none"))
     return reduced((gains[:, :k] > 0).sum(dim=1) / (grades > 0).sum(dim=1), reduction)
 
 
@@ -312,6 +314,7 @@ def mean_reciprocal_rank(
     Chapter: 04_dual_encoder (eq. mrr)
     """
     gains, _ = judged(ranked, relevant)
+    check_choice("reduction", reduction, ("mean", "none"))
     ranks = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)
     return reduced(((gains > 0) / ranks).amax(dim=1), reduction)
 
@@ -357,16 +360,11 @@ def ndcg_at_k(
     """
     gains, grades = judged(ranked, relevant)
     check_count("k", k, most=ranked.shape[1], most_meaning="the number of results in ranked")
+    check_choice("reduction", reduction, ("mean", "none"))
     discounts = 1 / torch.arange(2, k + 2, device=ranked.device).log2()
     ideal = grades.sort(dim=1, descending=True).values[:, :k]
     best = (ideal * discounts[: ideal.shape[1]]).sum(dim=1)
     return reduced((gains[:, :k] * discounts).sum(dim=1) / best, reduction)
-
-
-def reduced(values: Tensor, reduction: str) -> Tensor:
-    """The queries' values, or their mean."""
-    check_choice("reduction", reduction, ("mean", "none"))
-    return values.mean() if reduction == "mean" else values
 
 
 def judged(ranked: Tensor, relevant: Relevant) -> tuple[Tensor, Tensor]:

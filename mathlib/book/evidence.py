@@ -15,13 +15,14 @@ Verdict: holds when heated
 """
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
+
+from mathlib.book.verdicts import stored, title
 
 MIME = "application/vnd.mathlib.claim+json"
 AS_CLAIMED, OPPOSITE, NOT_SHOWN = "as claimed", "the opposite", "not shown"
@@ -113,22 +114,9 @@ def computed(label: str, statement: str, *, experiment: str, said: str, found: s
     return Claim(label, statement, experiment, cases, "value", reason)
 
 
-def claims(notebook: Path) -> list[dict]:
-    """The claims stored in the outputs of an executed notebook, in order."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
-    return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
-
-
-def title(notebook: Path) -> str:
-    """The heading that the notebook opens with."""
-    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"])
-    return first.partition("\n")[0].lstrip("# ")
-
-
 def tested(chapters: Path) -> dict[Path, list[dict]]:
     """The notebooks that measured something, in order, and their claims."""
-    return {notebook: made for notebook in sorted(chapters.glob("*.ipynb")) if (made := claims(notebook))}
+    return {notebook: made for notebook in sorted(chapters.glob("*.ipynb")) if (made := stored(notebook, MIME))}
 
 
 def counted(made: Sequence[dict]) -> tuple[int, int, int, int]:
