@@ -2,7 +2,6 @@
 # Without make, e.g. on Windows, see README.
 
 PYTHON ?= python3
-EVERY ?= 1
 
 ifeq ($(OS),Windows_NT)
 SCRIPTS := Scripts
@@ -46,7 +45,7 @@ coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
 
 mutants: .venv/installed-mutmut
-	EVERY=$(EVERY) $(BIN)/python tools/mutants.py
+	$(BIN)/python tools/mutants.py
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pages execute
