@@ -105,8 +105,8 @@ def run(quick, most):
         return rows, cuda_bars(found, most)
     bars = []
     small = (
-        "the softmax and two maxima, about 2 ns a score, stand beside 23 ns for its products; the passes over the "
-        "embeddings themselves (length, direction, projection) shrink as 1 / B, and weigh most at 1024"
+        "the softmax and two maxima are passes over all scores; those over the embeddings themselves (length, "
+        "direction, projection) shrink as 1 / B, and weigh most at 1024"
     )
     reasons = {
         "mathlib": small,

@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from contrastive import plain
 from measure import backward, bar, main, normal, row, times_of
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
@@ -19,10 +20,6 @@ def cosines(a, p):
 
 def rows_of(a):
     return torch.arange(len(a), device=a.device)
-
-
-def by_hand(a, p):
-    return cross_entropy(cosines(a, p) / TEMPERATURE, rows_of(a))
 
 
 def both_by_hand(a, p):
@@ -58,7 +55,7 @@ def gist(a, p, guide_a, guide_p):
 
 RULE = partial(false_negative_weights, strategy="absolute", margin=0.1)
 PAIRS = {
-    "small batch": (info_nce, by_hand),
+    "small batch": (info_nce, plain),
     "small batch, symmetric": (partial(info_nce, symmetric=True), both_by_hand),
     "small batch, false-negative rule": (partial(info_nce, weigh=RULE), rule_by_hand),
     "small batch, GIST with KL": (gist, gist_by_hand),
