@@ -282,7 +282,7 @@ def test_the_chapters_loss_trains_a_model_as_the_peers_does(n, monkeypatch, tmp_
     exec(snippet("01_infonce"), names)
     trainer = names["trainer"]
     assert trainer.args.batch_sampler == "no_duplicates"
-    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.1)
+    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / trainer.loss.options["temperature"])
 
     before, gradient = value_and_gradient(model, texts, trainer.loss)
     expected, expected_gradient = value_and_gradient(model, texts, peer)
