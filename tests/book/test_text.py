@@ -72,3 +72,25 @@ def test_training_lowers_the_loss():
     before = info_nce(*model(queries, documents)).item()
     train(model, queries, documents, info_nce, seed=0, epochs=20)
     assert info_nce(*model(queries, documents)).item() < before
+
+
+def test_what_a_word_is_can_be_said():
+    vocabulary = Vocabulary(TEXTS, least=2, split=list)
+    assert vocabulary.index == {letter: i for i, letter in enumerate(" aghoprst", start=1)}
+    assert vocabulary.bags(["tt?"]).ids.tolist() == [[vocabulary.index["t"]]]
+
+
+def test_the_vectors_start_where_they_are_told():
+    vocabulary = Vocabulary(TEXTS, least=2)  # a, graph, sort
+    start = torch.tensor([[3.0, 0.0], [0.0, 4.0], [5.0, 5.0]])
+    encoder = TextEncoder(vocabulary, start=start, normalise=False)
+    bags = vocabulary.bags(["graph"])
+    assert encoder(bags._replace(weights=torch.ones(1, 1))).tolist() == [[0.0, 4.0]]
+    assert encoder(vocabulary.bags(["unknown"])._replace(weights=torch.zeros(1, 1))).tolist() == [[0.0, 0.0]]
+    with pytest.raises(ValueError, match="start must have a row for each of the vocabulary's 3 words, had 2"):
+        TextEncoder(vocabulary, start=start[:2])
+
+
+def test_no_text_at_all_is_refused():
+    with pytest.raises(ValueError, match="texts must be at least one, there were none"):
+        Vocabulary([])
