@@ -17,7 +17,7 @@ INSTALL := -m pip install --no-compile
 # What it compiles it must keep, whatever the machine's setting, or each process compiles again: torch takes 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks vectors requirements clean
+.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks vectors student requirements clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build . --all -W --keep-going
@@ -52,6 +52,9 @@ notebooks: $(INSTALLED)
 
 vectors: $(INSTALLED)
 	$(BIN)/python tools/vectors.py
+
+student: $(INSTALLED)
+	$(BIN)/python tools/student.py
 
 # For every supported Python and system at once. What is pinned keeps its version where pyproject.toml allows it;
 # UPGRADE=--upgrade takes the newest.
