@@ -128,14 +128,15 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
     model = DistributedDataParallel(columns) if world > 1 else columns
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     if state := checkpoint(options.checkpoint, settings):
-        encoder.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        encoder.load_state_dict(state.pop("model"))
+        optimiser.load_state_dict(state.pop("optimiser"))
         if rank == 0:
             print(f"goes on after step {state['step']} of {options.steps}")
     else:
         if rank == 0:
             print(f"embeds {len(entries)} queries and as many documents")
-        state = {"step": 0, "seconds": 0.0, "settings": settings, "start": [embed(queries), embed(documents)]}
+        state = {"step": 0, "seconds": 0.0, "losses": [], "settings": settings}
+        state["start"] = [embed(queries), embed(documents)]
     start_queries, start_documents = state["start"]
     if options.loss == "mined":
         start = start_queries[train], start_documents[train], [entries[i] for i in train_ids]
@@ -167,9 +168,10 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
         loss.backward()
         optimiser.step()
         state["step"] = step + 1
+        state["losses"].append(loss.item())
         state["seconds"] += time.perf_counter() - began
         if rank == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+            progress.set_postfix(loss=f"{state['losses'][-1]:.4f}", refresh=False)
             if state["step"] % options.checkpoint_every == 0 or state["step"] == options.steps:
                 with replacing(options.checkpoint) as file:
                     torch.save({**state, "model": encoder.state_dict(), "optimiser": optimiser.state_dict()}, file)
@@ -187,9 +189,11 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
         with replacing(options.embeddings) as file:
             file.write(save(dict(zip(("queries", "documents"), end, strict=True))))
     if options.results:
-        run = {"settings": settings, "before": before, "after": after, "seconds": round(state["seconds"], 1)}
+        run = {"settings": settings, "before": before, "after": after, "losses": state["losses"]}
+        runs.append(run | {"seconds": state["seconds"], "environment": environment})
+        lines = ",\n".join(map(json.dumps, runs))
         with replacing(options.results) as file:
-            file.write(json.dumps({"runs": [*runs, run | {"environment": environment}]}, indent=1).encode() + b"\n")
+            file.write(f'{{"runs": [\n{lines}\n]}}\n'.encode())
 
 
 if __name__ == "__main__":
