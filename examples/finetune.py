@@ -103,17 +103,23 @@ def save_model(state: dict[str, Tensor], folder: Path) -> None:
         file.write(save(published, metadata={"format": "pt"}))
 
 
+def others(results: Path | None, settings: dict, versions: dict[str, str]) -> list[dict] | None:
+    """The runs that a file holds besides the one with these settings; None if that one has these versions, too."""
+    if results is None or not results.exists():
+        return []
+    runs = json.loads(results.read_text(encoding="utf-8"))["runs"]
+    same = [run for run in runs if run["settings"] == settings]
+    if any(run["environment"]["versions"] == versions for run in same):
+        return None
+    return [run for run in runs if run not in same]
+
+
 def main(options: argparse.Namespace, rank: int, world: int) -> None:
     settings = {name: value for name, value in vars(options).items() if name not in FILES} | {"world": world}
     environment = machine("cpu", *PACKAGES)
-    runs = []
-    if options.results and options.results.exists():
-        runs = json.loads(options.results.read_text(encoding="utf-8"))["runs"]
-        same = [run for run in runs if run["settings"] == settings]
-        if any(run["environment"]["versions"] == environment["versions"] for run in same):
-            print(f"{options.results} holds this run")
-            return
-        runs = [run for run in runs if run not in same]
+    if (runs := others(options.results, settings, environment["versions"])) is None:
+        print(f"{options.results} holds this run")
+        return
 
     entries = data.docstrings()[: options.pairs]
     train_ids, test_ids = data.split(entries)

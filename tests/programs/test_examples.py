@@ -109,6 +109,7 @@ def test_a_checkpoint_of_another_run_is_refused(two, tmp_path):
 # The whole transformer. A checkpoint of it is large: each test removes its own.
 
 TINY = ["--pairs", "120", "--batch-size", "8", "--longest", "16", "--learning-rate", "1e-4", "--checkpoint-every", "1"]
+MINED = ["--loss", "mined", "--negatives", "2", "--steps", "3"]
 
 
 @pytest.fixture
@@ -117,11 +118,11 @@ def folder(tmp_path):
     shutil.rmtree(tmp_path)
 
 
-def tuned(folder, *options, start=(sys.executable,), steps=3):
+def tuned(folder, *options, start=(sys.executable,)):
     """What a run prints, its record, its embeddings, and what its last checkpoint holds."""
     files = {name: folder / name for name in ("checkpoint", "results", "embeddings")}
     given = [x for name, path in files.items() for x in (f"--{name}", str(path))]
-    output = run(*start, FINETUNE, *TINY, "--steps", str(steps), *options, *given)
+    output = run(*start, FINETUNE, *TINY, *options, *given)
     [record] = json.loads(files["results"].read_text())["runs"]
     return output, record, load_file(files["embeddings"]), torch.load(files["checkpoint"], weights_only=True)
 
@@ -130,48 +131,40 @@ def tuned(folder, *options, start=(sys.executable,), steps=3):
 def mined(tmp_path_factory):
     """A run with mined negatives that nothing stops, and what a second start of it prints."""
     folder = tmp_path_factory.mktemp("mined")
-    found = tuned(folder, "--loss", "mined", "--negatives", "2")
-    again = run(
-        sys.executable,
-        FINETUNE,
-        *TINY,
-        "--loss",
-        "mined",
-        "--negatives",
-        "2",
-        "--steps",
-        "3",
-        "--results",
-        str(folder / "results"),
-    )
+    found = tuned(folder, *MINED)
+    again = run(sys.executable, FINETUNE, *TINY, *MINED, "--results", str(folder / "results"))
     shutil.rmtree(folder)
     return *found, again
 
 
-def first_loss(loss, found):
-    """The loss of the first step by a loop over scores of the model as it comes."""
+def first_loss(found):
+    """The loss of a run's first step by a loop over scores of the model as it comes."""
     _, record, _, state = found
-    entries = data.docstrings()[:120]
+    settings = record["settings"]
+    entries = data.docstrings()[: settings["pairs"]]
     train = data.split(entries)[0]
-    if record["settings"]["validate"]:
+    if settings["validate"]:
         train = data.split(entries, train, salt="validation ")[0]
     queries, documents = (x.double() for x in state["start"])
-    generator = torch.Generator().manual_seed(0)
-    batch = [train[i] for i in torch.randperm(len(train), generator=generator)[:8]]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 * settings["seed"]))
+    batch = [train[i] for i in order[: settings["batch_size"]]]
     score = lambda i, j: float(queries[i] @ documents[j])  # noqa: E731
-    own = {}
-    for i in batch if loss == "mined" else ():
-        below = [j for j in train if entries[j].group != entries[i].group and score(i, j) <= 0.95 * score(i, i)]
-        own[i] = sorted(below, key=lambda j: -score(i, j))[:2]
-    losses = []
+    known = lambda i, j: entries[i].group == entries[j].group  # noqa: E731
+    negatives = []
+    for i in batch if settings["loss"] == "mined" else ():
+        below = [j for j in train if not known(i, j) and score(i, j) <= 0.95 * score(i, i)]
+        negatives += sorted(below, key=lambda j: -score(i, j))[: settings["negatives"]]
+    losses, removed = [], 0
     for i in batch:
-        candidates = [j for j in batch if entries[j].group != entries[i].group]
-        candidates += [j for each in own.values() for j in each if entries[j].group != entries[i].group]
-        if loss == "gist":
+        candidates = [j for j in batch if j != i] + negatives
+        removed += sum(known(i, j) for j in candidates)
+        candidates = [j for j in candidates if not known(i, j)]
+        if settings["loss"] == "gist":
             candidates = [j for j in candidates if score(i, j) <= score(i, i)]
-        weights = [math.exp(record["settings"]["hardness"] * score(i, j)) for j in candidates]
+        weights = [math.exp(settings["hardness"] * score(i, j)) for j in candidates]
         others = [w * math.exp((score(i, j) - score(i, i)) / 0.05) for w, j in zip(weights, candidates, strict=True)]
         losses.append(math.log(1 + sum(others) * len(weights) / sum(weights)))
+    assert removed, "nothing is known: another seed would show more"
     return sum(losses) / len(losses)
 
 
@@ -185,16 +178,16 @@ def test_fine_tuning_moves_the_model_and_is_recorded(mined):
         assert embeddings[name].shape == (120, 384)
         torch.testing.assert_close(embeddings[name].norm(dim=1), torch.ones(120))
         assert (embeddings[name] - start).abs().max() > 1e-3
-    assert record["losses"][0] == pytest.approx(first_loss("mined", mined[:4]), abs=1e-5)
+    assert record["losses"][0] == pytest.approx(first_loss(mined[:4]), abs=1e-5)
     assert re.search("results holds this run$", again.strip())
 
 
 def test_a_killed_fine_tuning_goes_on_as_if_nothing_had_happened(mined, folder):
-    command = [FINETUNE, *TINY, "--steps", "3", "--loss", "mined", "--negatives", "2"]
+    command = [FINETUNE, *TINY, *MINED]
     checkpoint = folder / "checkpoint"
     stopped = killed_after_a_step([*command, "--checkpoint", str(checkpoint)], checkpoint, world=1)
     assert 1 <= stopped < 3
-    output, record, embeddings, state = tuned(folder, "--loss", "mined", "--negatives", "2")
+    output, record, embeddings, state = tuned(folder, *MINED)
     assert f"goes on after step {stopped} of 3" in output
     for name in ("before", "after", "losses"):
         assert record[name] == mined[1][name]
@@ -205,7 +198,7 @@ def test_a_killed_fine_tuning_goes_on_as_if_nothing_had_happened(mined, folder):
 
 
 def test_two_processes_fine_tune_as_one(mined, folder):
-    _, record, embeddings, _ = tuned(folder, "--loss", "mined", "--negatives", "2", start=TORCHRUN)
+    _, record, embeddings, _ = tuned(folder, *MINED, start=TORCHRUN)
     for name, value in mined[2].items():
         torch.testing.assert_close(embeddings[name], value, rtol=0, atol=1e-5)
     assert record["after"] == pytest.approx(mined[1]["after"], abs=1e-5)
@@ -217,8 +210,18 @@ def test_two_processes_fine_tune_as_one(mined, folder):
     ids=["infonce", "gist"],
 )
 def test_the_first_loss_by_hand(loss, options, folder):
-    found = tuned(folder, "--loss", loss, *options, steps=1)
-    assert found[1]["losses"] == [pytest.approx(first_loss(loss, found), abs=1e-5)]
+    more = [
+        "--pairs",
+        "200",
+        "--batch-size",
+        "16",
+        "--seed",
+        "15",
+        "--steps",
+        "1",
+    ]  # two of the first batch are of one group
+    found = tuned(folder, "--loss", loss, *options, *more)
+    assert found[1]["losses"] == [pytest.approx(first_loss(found), abs=1e-5)]
 
 
 @pytest.fixture
@@ -237,6 +240,16 @@ def test_where_too_few_documents_are_left_a_pair_has_its_own(finetune):
     assert found.tolist() == [[3, 2, 0], [3, 2, 1], [3, 1, 0], [2, 0, 3]]
 
 
+def test_a_run_is_stored_once_and_made_again_for_other_versions(finetune, tmp_path):
+    path, new, old = tmp_path / "results", {"torch": "2"}, {"torch": "1"}
+    assert finetune.others(None, {"seed": 0}, new) == finetune.others(path, {"seed": 0}, new) == []
+    runs = [{"settings": {"seed": seed}, "environment": {"versions": old}} for seed in (0, 1)]
+    path.write_text(json.dumps({"runs": runs}))
+    assert finetune.others(path, {"seed": 0}, old) is None
+    assert finetune.others(path, {"seed": 0}, new) == runs[1:]
+    assert finetune.others(path, {"seed": 2}, old) == runs
+
+
 def test_the_learning_rate_rises_and_falls(finetune):
     shares = [finetune.rate(step, steps=10, warm_up=4) for step in range(10)]
     assert shares == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
@@ -253,3 +266,22 @@ def test_the_learning_rate_rises_and_falls(finetune):
 def test_a_batch_that_cannot_be_is_refused(finetune, size, world, message):
     with pytest.raises(ValueError, match=message):
         finetune.batch_of(0, 10, size, seed=0, rank=0, world=world)
+
+
+RESULTS = EXAMPLES / "finetune.json"
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="there are no results yet: make finetune")
+def test_the_stored_runs_are_at_least_three_of_each_loss_from_one_start():
+    runs = json.loads(RESULTS.read_text())["runs"]
+    seeds = {}
+    for run in runs:
+        settings = {name: value for name, value in run["settings"].items() if name != "seed"}
+        seeds.setdefault(json.dumps(settings), []).append(run["settings"]["seed"])
+        assert len(run["losses"]) == settings["steps"] and run["seconds"] > 0
+        assert run["environment"]["versions"] == runs[0]["environment"]["versions"]
+        assert run["before"] == pytest.approx(runs[0]["before"], abs=1e-4)
+        assert not settings["validate"] and settings["pairs"] is None
+    assert all(len(set(found)) == len(found) for found in seeds.values())
+    enough = {json.loads(settings)["loss"] for settings, found in seeds.items() if len(found) >= 3}
+    assert enough == {"infonce", "mined", "gist"}
