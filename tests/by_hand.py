@@ -25,6 +25,7 @@ FURTHER = {
     "batch in groups, both directions": (None, True, True, {"groups": GROUPS}),
     "batch and pool in groups": ((3, 3), True, True, {"groups": GROUPS, "negative_groups": [0, 1, 2]}),
     "batch and pool, some in groups": ((3, 3), True, False, {"groups": GROUPS}),
+    "own, none in groups": ((5, 2, 3), False, False, {"groups": GROUPS}),
     "own in groups": (
         (5, 2, 3),
         False,
