@@ -778,11 +778,12 @@ def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, r
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 def test_what_is_frozen_changes_no_other_gradient(normal, layout, rule):
     tensors, options = batch(normal, layout)
-    _, *gradients, _ = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
+    _, *gradients, by_temperature = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
     upstream = torch.arange(1, 6).to(tensors[0])
-    for i, expected in enumerate(gradients):
-        leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(tensors)]
-        losses = info_nce(*leaves, temperature=0.3, weigh=rule, reduction="none", block_size=3, **options)
+    given = [*tensors, tensors[0].new_tensor(0.3)]
+    for i, expected in [*enumerate(gradients), (3, by_temperature)]:
+        leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(given)]
+        losses = info_nce(*leaves[:3], temperature=leaves[3], weigh=rule, reduction="none", block_size=3, **options)
         assert_close(torch.autograd.grad(losses, leaves[i], upstream)[0], expected)
 
 
