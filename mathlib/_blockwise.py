@@ -97,14 +97,11 @@ class Vectors(NamedTuple):
 
     def units(self) -> Embeddings:
         """The unit vectors, at least in float32."""
-        if self.inverse is None:
-            return self.factors
-        pairs = zip(self.factors, self.inverse, strict=True)
-        anchor, positive, negatives = (
-            None if y is None or inverse is None else wide(y) * inverse for y, inverse in pairs
-        )
-        assert anchor is not None and positive is not None
-        return Embeddings(anchor, positive, negatives)
+        y, inverse = self.factors, self.inverse
+        if inverse is None:
+            return y
+        negatives = None if y.negatives is None or inverse.negatives is None else wide(y.negatives) * inverse.negatives
+        return Embeddings(wide(y.anchor) * inverse.anchor, wide(y.positive) * inverse.positive, negatives)
 
     def turned(self) -> "Vectors":
         """With anchors and positives in one another's place."""

@@ -743,6 +743,13 @@ def test_the_blocks_and_the_definition_agree(normal, layout, rule, monkeypatch):
     assert_close(by_blocks, losses_and_gradients(tensors, weigh=rule, **options))
 
 
+def test_they_agree_where_not_all_embeddings_are_scaled_at_once(normal, monkeypatch):
+    tensors = [normal(0, 2, 3), normal(1, 2, 3), normal(2, 9000, 3)]
+    by_blocks = losses_and_gradients(tensors)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_close(by_blocks, losses_and_gradients(tensors))
+
+
 @each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
