@@ -831,6 +831,13 @@ def test_forward_mode_derivatives_are_refused(normal):
         torch.func.jvp(lambda a: info_nce(a, positive), (anchor,), (torch.ones_like(anchor),))
 
 
+def test_many_batches_at_once_are_refused(normal):
+    with pytest.raises(RuntimeError) as caught:
+        torch.func.vmap(info_nce)(normal(0, 2, 4, 3), normal(1, 2, 4, 3))
+    said = "info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+    assert str(caught.value) == said
+
+
 @pytest.fixture(scope="module")
 def unhooked():
     """The module run as a file: the check of shapes wraps inner functions too, and dynamo can't trace that."""
