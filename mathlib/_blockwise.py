@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mathlib._halves import as_factor, directions_of_halves, products_of_halves
 from mathlib._rows import Embeddings, Excluded, Layout, loss_of_lead, part, reduced
-from mathlib._similarity import direction, no_autocast, wide
+from mathlib._similarity import HALVES, direction, no_autocast, wide
 
 
 class Block(NamedTuple):
@@ -138,7 +138,7 @@ def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
         shaped = None if given.negatives is None else others[0].unflatten(0, given.negatives.shape[:-1])
         return Embeddings(anchor, positive, shaped)
 
-    if given.anchor.dtype.itemsize > 2:
+    if given.anchor.dtype not in HALVES:
         rows, lengths = direction(stacked, in_place=True)
         return Vectors(unstacked(rows), None, None), Stacked(rows, None, lengths, ends)
     rows, inverse, scales = directions_of_halves(stacked)

@@ -44,7 +44,7 @@ def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | N
     product on a CPU is float32's own: a graph cannot hold the switch.
     """
     with no_autocast(a):
-        if a.is_cuda:  # pragma: no cover - needs CUDA
+        if a.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
             product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32)
             return product if out is None else out.copy_(product)
         if dtype == torch.float16 or torch.compiler.is_compiling():

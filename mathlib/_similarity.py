@@ -22,10 +22,12 @@ from torch import Tensor
 
 from mathlib._checks import check_choice, check_shapes, check_some
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def wide(x: Tensor) -> Tensor:
     """x in the dtype that sums are taken in: float32 for half precision, else its own."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALVES else x
 
 
 def unit(x: Tensor) -> Tensor:
