@@ -194,7 +194,7 @@ def info_nce(
     rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
 
     def check() -> None:
-        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "N D | B N D"))
         check_candidates(sizes, anchor, negatives, groups, negative_groups, **kinds)
         check_flag("symmetric", symmetric)
         if symmetric and not in_batch:

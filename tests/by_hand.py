@@ -33,6 +33,7 @@ FURTHER = {
         {"groups": GROUPS, "negative_groups": [[1, 0], [1, 0], [2, 2], [2, 0], [1, 1]]},
     ),
     "batch and anchors, both directions": (None, True, True, {"contrast_anchors": True}),
+    "batch and positives, both directions": (None, True, True, {"contrast_positives": True}),
     "batch, positives and every anchor's own": ((5, 2, 3), True, False, {"contrast_positives": True}),
     "batch, anchors and positives in groups": (
         None,

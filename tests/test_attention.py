@@ -357,12 +357,12 @@ GROUPED_MASKS = [None, (4, 5), (4, 1), (6, 4, 5), (6, 1, 5), (3, 1, 1, 5), (3, 6
 
 
 @pytest.mark.parametrize("groups", [2, 3])
-@pytest.mark.parametrize("batches", [(3, 3), (3, 1), (1, 3)], ids=["both", "one of keys", "one of queries"])
+@pytest.mark.parametrize("batches", [(3, 3, 3), (3, 1, 1), (1, 3, 3), (1, 3, 1), (1, 1, 3)])
 @pytest.mark.parametrize("shape", GROUPED_MASKS)
 @each_causal
 @both_paths
 def test_grouped_queries_agree_with_torch(normal, groups, batches, shape, is_causal, return_weights):
-    sizes = [(batches[0], 6, 4, 8), (batches[1], groups, 5, 8), (batches[1], groups, 5, 7)]
+    sizes = [(batches[0], 6, 4, 8), (batches[1], groups, 5, 8), (batches[2], groups, 5, 7)]
     tensors = [normal(seed, *size).requires_grad_() for seed, size in enumerate(sizes)]
     causal = torch.ones(4, 5, dtype=torch.bool, device=tensors[0].device).tril()
     given = (
@@ -387,7 +387,7 @@ def test_grouped_queries_agree_with_torch(normal, groups, batches, shape, is_cau
             assert_close(weights @ full[2], ours)
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
             theirs = F.scaled_dot_product_attention(*full, attn_mask=allowed)
-            if batches == (3, 3):
+            if batches == (3, 3, 3):
                 grouped = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, enable_gqa=True)
                 assert_close(grouped, theirs)
         assert_close(values_and_gradients(ours, tensors), values_and_gradients(theirs, tensors))
