@@ -270,7 +270,7 @@ def one_pass(
     scores_buffer = torch.empty(blocks[0].stop, layout.width(y), dtype=x.dtype, device=y.anchor.device)
     scratch_buffer = torch.empty_like(scores_buffer)
     columns: Columns | None = None
-    losses = scores_buffer.new_empty(layout.rows if len(blocks) > 1 else 0)
+    losses = scores_buffer.new_empty(layout.rows)
     for rows in blocks:
         count = rows.stop - rows.start
         scores, scratch = part(scores_buffer, slice(0, count)), part(scratch_buffer, slice(0, count))
@@ -474,9 +474,9 @@ def with_gradients(
         t = temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature
         wanted = [y is not None and (need or needed[3]) for y, need in zip(given, needed, strict=False)]
         if not any(wanted):
-            return one_pass(task, upstream, x, t, None), None, None, None, None
+            return one_pass(task, None, x, t, None), None, None, None, None
         # one memory, from the first to the last that is wanted
-        ends, last = stacked.ends, 2 if wanted[2] else 1 if wanted[1] else 0
+        ends, last = stacked.ends, max(i for i, want in enumerate(wanted) if want)
         rows = slice(ends[wanted.index(True)], ends[last + 1])
         units = wide(part(stacked.rows, rows))
         memory = torch.zeros_like(units)
