@@ -19,9 +19,10 @@ from torch import nn
 from mathlib import DualEncoder, info_nce
 from mathlib.book import data, minilm
 from mathlib.book.text import TextEncoder, Vocabulary
+from mathlib.book.training import train
 
 FILE = Path(__file__).parents[1] / "pages" / "_static" / "student.bin"
-SEED, EPOCHS, BATCH, RATE, TEMPERATURE, DIMENSIONS = 10, 8, 256, 0.005, 0.05, 96
+DIMENSIONS = 96
 QUERY, DOCUMENT = 40, 32  # the most pieces that are read
 
 
@@ -40,15 +41,16 @@ def trained(entries, tokenizer) -> tuple[Vocabulary, torch.Tensor, torch.Tensor]
     start = minilm.stored_pieces(tokenizer, vocabulary.index)
     model = DualEncoder(TextEncoder(vocabulary, start=start / start.norm(dim=1).mean()))
     queries, documents = vocabulary.bags(asked, longest=QUERY), vocabulary.bags(texts, longest=DOCUMENT)
-    optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-    generator = torch.Generator().manual_seed(SEED)
-    orders = [torch.randperm(len(train_ids), generator=generator) for _ in range(EPOCHS)]
-    batches = [batch for order in orders for batch in torch.tensor(train_ids)[order].split(BATCH)]
-    for step, batch in enumerate(batches):
-        optimiser.param_groups[0]["lr"] = RATE * (1 - step / len(batches))
-        optimiser.zero_grad()
-        info_nce(*model(queries.rows(batch), documents.rows(batch)), temperature=TEMPERATURE).backward()
-        optimiser.step()
+    train(
+        model,
+        queries.rows(train_ids),
+        documents.rows(train_ids),
+        functools.partial(info_nce, temperature=0.05),
+        seed=10,
+        epochs=8,
+        learning_rate=0.005,
+        falling=True,
+    )
     with torch.no_grad():
         return vocabulary, model.query_encoder.vectors.weight[1:].clone(), model.encode_documents(documents)
 
@@ -56,7 +58,7 @@ def trained(entries, tokenizer) -> tuple[Vocabulary, torch.Tensor, torch.Tensor]
 def in_bytes(vectors: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Each row as whole numbers of its own step: int8, and the steps."""
     steps = vectors.abs().amax(1).clamp(min=1e-12) / 127
-    return (vectors / steps[:, None]).round().to(torch.int8).numpy(), steps.float().numpy()
+    return minilm.in_steps(vectors, steps[:, None]).numpy(), steps.float().numpy()
 
 
 def counted(entries) -> tuple[list[str], dict[str, np.ndarray]]:
