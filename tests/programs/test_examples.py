@@ -210,16 +210,8 @@ def test_two_processes_fine_tune_as_one(mined, folder):
     ids=["infonce", "gist"],
 )
 def test_the_first_loss_by_hand(loss, options, folder):
-    more = [
-        "--pairs",
-        "200",
-        "--batch-size",
-        "16",
-        "--seed",
-        "15",
-        "--steps",
-        "1",
-    ]  # two of the first batch are of one group
+    # two of the first batch are of one group
+    more = "--pairs 200 --batch-size 16 --seed 15 --steps 1".split()
     found = tuned(folder, "--loss", loss, *options, *more)
     assert found[1]["losses"] == [pytest.approx(first_loss(found), abs=1e-5)]
 
