@@ -60,10 +60,11 @@ class AsBfloat16:
     after an error. A float32 product that another thread computes in the meantime may be rounded too.
     """
 
+    found: str
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
-        self.found = ""
 
     def __enter__(self) -> None:
         switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
