@@ -184,7 +184,9 @@ def test_the_capstones_columns_are_hard_and_within_the_margin():
     names = {}
     exec(snippet("08_capstone", "with_mined_negatives"), names)
     model = static_model()
-    mined = names["with_mined_negatives"](model, Dataset.from_dict({"query": queries, "document": documents}), k=2)
+    mined = names["with_mined_negatives"](
+        model, Dataset.from_dict({"query": queries, "document": documents}), k=2, margin=0.05
+    )
     assert mined.column_names == ["query", "document", "negative_1", "negative_2"]
     assert len(mined) >= 15
     scores = torch.cosine_similarity(
