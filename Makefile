@@ -17,7 +17,7 @@ INSTALL := -m pip install --no-compile
 # What it compiles it must keep, whatever the machine's setting, or each process compiles again: torch takes 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve lab test test-browser peers bench coverage mutants notebooks vectors requirements clean
+.PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks vectors student requirements clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build . --all -W --keep-going
@@ -41,6 +41,15 @@ peers: .venv-peers/installed
 bench: .venv-peers/installed
 	$(PEERS)/python benchmarks $(BENCH)
 
+# One run after the other. Those that examples/finetune.json holds are kept, the one that was stopped goes on.
+FINETUNE_RUN = examples/finetune.py --loss $$loss --seed $$seed $(FINETUNE)
+finetune: $(INSTALLED)
+	for loss in infonce mined gist; do for seed in 0 1 2; do \
+	    part=_build/finetune-$$loss-$$seed.pt; \
+	    $(BIN)/python $(FINETUNE_RUN) --checkpoint $$part --results examples/finetune.json || exit 1; \
+	    rm -f $$part; \
+	done; done
+
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_*.py --cov
 
@@ -52,6 +61,9 @@ notebooks: $(INSTALLED)
 
 vectors: $(INSTALLED)
 	$(BIN)/python tools/vectors.py
+
+student: $(INSTALLED)
+	$(BIN)/python tools/student.py
 
 # For every supported Python and system at once. What is pinned keeps its version where pyproject.toml allows it;
 # UPGRADE=--upgrade takes the newest.

@@ -11,19 +11,17 @@ counts.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mathlib.book.machine import machine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RESULTS = Path(__file__).with_name("results.json")
@@ -190,27 +188,10 @@ def timed(
 
 def environment() -> dict[str, Any]:
     """What the numbers were measured on."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    if DEVICE == "cuda":
-        device = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        device = models[0] if models else platform.processor()
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "clock": "time of the processor" if options.cpu_time and DEVICE == "cpu" else "wall time",
-        "cores": os.cpu_count(),
-        "dtype": f"{'bfloat16' if options.bfloat16 else 'float32'}, TF32 {'on' if options.tf32 else 'off'}",
-        "versions": versions,
-    }
+    found = machine(DEVICE, *PACKAGES)
+    found["clock"] = "time of the processor" if options.cpu_time and DEVICE == "cpu" else "wall time"
+    found["dtype"] = f"{'bfloat16' if options.bfloat16 else 'float32'}, TF32 {'on' if options.tf32 else 'off'}"
+    return found
 
 
 def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:

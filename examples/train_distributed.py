@@ -9,18 +9,16 @@ last checkpoint and ends with the same numbers, to the last bit, as a run that w
 """
 
 import argparse
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from resumable import batch_of, checkpoint, processes, quality, replacing
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from mathlib import DualEncoder, info_nce, mean_reciprocal_rank, ndcg_at_k, recall_at_k, search
+from mathlib import DualEncoder, info_nce
 from mathlib.book import data
-from mathlib.book.text import Bags, TextEncoder, Vocabulary
+from mathlib.book.text import TextEncoder, Vocabulary
 
 
 def arguments() -> argparse.Namespace:
@@ -36,45 +34,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save(state: dict, path: Path) -> None:
-    """All or nothing: a process that is killed leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def batch_of(step: int, pairs: int, batch_size: int, seed: int) -> torch.Tensor:
-    """The pairs of a step, which depend on the arguments alone: a run can resume at any step.
-
-    The end of an epoch, too short for a batch, is left out.
-    """
-    epoch, number = divmod(step, pairs // batch_size)
-    generator = torch.Generator().manual_seed(1000 * seed + epoch)
-    return torch.randperm(pairs, generator=generator)[number * batch_size : (number + 1) * batch_size]
-
-
-@torch.no_grad()
-def quality(model: DualEncoder, queries: Bags, documents: Bags, wanted: list[set[int]]) -> dict[str, float]:
-    """How well all documents are ranked for queries that training has not seen."""
-    _, ranked = search(model.encode_queries(queries), model.encode_documents(documents), k=10)
-    return {
-        "recall@10": recall_at_k(ranked, wanted, k=10).item(),
-        "MRR": mean_reciprocal_rank(ranked, wanted).item(),
-        "nDCG@10": ndcg_at_k(ranked, wanted, k=10).item(),
-    }
-
-
-def main(options: argparse.Namespace) -> None:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if options.batch_size % world:
-        raise ValueError(f"--batch-size must be a multiple of the {world} processes, was {options.batch_size}")
+def main(options: argparse.Namespace, rank: int, world: int) -> None:
     torch.set_num_threads(1)  # the same sums in the same order, whatever the machine
-    if world > 1:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=5))
 
     entries = data.docstrings()[: options.pairs]
     train_ids, test_ids = data.split(entries)
@@ -94,12 +55,7 @@ def main(options: argparse.Namespace) -> None:
     settings["world"] = world
 
     start = 0
-    if options.checkpoint.exists():
-        state = torch.load(options.checkpoint, weights_only=True)
-        if state["settings"] != settings:
-            raise ValueError(
-                f"{options.checkpoint} must be of a run with {settings}, was of one with {state['settings']}"
-            )
+    if state := checkpoint(options.checkpoint, settings):
         encoders.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
@@ -108,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
 
     progress = tqdm(range(start, steps), initial=start, total=steps, disable=rank > 0)
     for step in progress:
-        batch = batch_of(step, len(train_ids), options.batch_size, options.seed).chunk(world)[rank]
+        batch = batch_of(step, len(train_ids), options.batch_size, options.seed, rank, world)
         optimiser.zero_grad()
         embedded = model(train_queries.rows(batch), train_documents.rows(batch))
         loss = info_nce(*embedded, temperature=options.temperature, gather=True)
@@ -119,15 +75,17 @@ def main(options: argparse.Namespace) -> None:
             progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             if done % options.checkpoint_every == 0 or done == steps:
                 state = {"model": encoders.state_dict(), "optimiser": optimiser.state_dict()}
-                save({**state, "step": done, "settings": settings}, options.checkpoint)
+                with replacing(options.checkpoint) as file:
+                    torch.save({**state, "step": done, "settings": settings}, file)
 
     if rank == 0:
         wanted = data.relevant(entries, test_ids)
-        for name, value in quality(encoders, queries.rows(test_ids), documents, wanted).items():
+        with torch.no_grad():
+            embedded = encoders(queries.rows(test_ids), documents)
+        for name, value in quality(*embedded, wanted).items():
             print(f"{name:9}  {value:.6f}")
-    if world > 1:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(arguments())
+    with processes() as (rank, world):
+        main(arguments(), rank, world)

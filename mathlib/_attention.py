@@ -40,9 +40,7 @@ from mathlib._checks import (
     check_some,
     check_tensor,
 )
-from mathlib._similarity import autocasts, no_autocast, wide
-
-HALVES = (torch.float16, torch.bfloat16)
+from mathlib._similarity import HALVES, autocasts, no_autocast, wide
 
 
 def attention(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mathlib._halves import as_factor, directions_of_halves, products_of_halves
 from mathlib._rows import Embeddings, Excluded, Layout, loss_of_lead, part, reduced
-from mathlib._similarity import direction, no_autocast, wide
+from mathlib._similarity import HALVES, direction, no_autocast, wide
 
 
 class Block(NamedTuple):
@@ -97,14 +97,11 @@ class Vectors(NamedTuple):
 
     def units(self) -> Embeddings:
         """The unit vectors, at least in float32."""
-        if self.inverse is None:
-            return self.factors
-        pairs = zip(self.factors, self.inverse, strict=True)
-        anchor, positive, negatives = (
-            None if y is None or inverse is None else wide(y) * inverse for y, inverse in pairs
-        )
-        assert anchor is not None and positive is not None
-        return Embeddings(anchor, positive, negatives)
+        y, inverse = self.factors, self.inverse
+        if inverse is None:
+            return y
+        negatives = None if y.negatives is None or inverse.negatives is None else wide(y.negatives) * inverse.negatives
+        return Embeddings(wide(y.anchor) * inverse.anchor, wide(y.positive) * inverse.positive, negatives)
 
     def turned(self) -> "Vectors":
         """With anchors and positives in one another's place."""
@@ -141,7 +138,7 @@ def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
         shaped = None if given.negatives is None else others[0].unflatten(0, given.negatives.shape[:-1])
         return Embeddings(anchor, positive, shaped)
 
-    if given.anchor.dtype.itemsize > 2:
+    if given.anchor.dtype not in HALVES:
         rows, lengths = direction(stacked, in_place=True)
         return Vectors(unstacked(rows), None, None), Stacked(rows, None, lengths, ends)
     rows, inverse, scales = directions_of_halves(stacked)
@@ -273,7 +270,7 @@ def one_pass(
     scores_buffer = torch.empty(blocks[0].stop, layout.width(y), dtype=x.dtype, device=y.anchor.device)
     scratch_buffer = torch.empty_like(scores_buffer)
     columns: Columns | None = None
-    losses = scores_buffer.new_empty(layout.rows if len(blocks) > 1 else 0)
+    losses = scores_buffer.new_empty(layout.rows)
     for rows in blocks:
         count = rows.stop - rows.start
         scores, scratch = part(scores_buffer, slice(0, count)), part(scratch_buffer, slice(0, count))
@@ -477,9 +474,9 @@ def with_gradients(
         t = temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature
         wanted = [y is not None and (need or needed[3]) for y, need in zip(given, needed, strict=False)]
         if not any(wanted):
-            return one_pass(task, upstream, x, t, None), None, None, None, None
+            return one_pass(task, None, x, t, None), None, None, None, None
         # one memory, from the first to the last that is wanted
-        ends, last = stacked.ends, 2 if wanted[2] else 1 if wanted[1] else 0
+        ends, last = stacked.ends, max(i for i, want in enumerate(wanted) if want)
         rows = slice(ends[wanted.index(True)], ends[last + 1])
         units = wide(part(stacked.rows, rows))
         memory = torch.zeros_like(units)

@@ -194,7 +194,7 @@ def info_nce(
     rules = [] if weigh is None else list(weigh) if isinstance(weigh, Sequence) else [weigh]
 
     def check() -> None:
-        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "N D | B N D"))
         check_candidates(sizes, anchor, negatives, groups, negative_groups, **kinds)
         check_flag("symmetric", symmetric)
         if symmetric and not in_batch:
@@ -278,7 +278,7 @@ class InfoNCE:
         s_p, scores = block.positive, block.scores
         weights = weighted(s_p, scores, self.rules, self.features, block.scratch)
         if weights is not None:
-            if weights.untyped_storage().data_ptr() == block.scratch.untyped_storage().data_ptr():
+            if weights.untyped_storage() is block.scratch.untyped_storage():
                 weights = weights.clone()  # the rule returned the scores themselves, which are about to be overwritten
             # far above the others, logits of weight 0 would leave them no digits
             s_p, far = s_p / temperature, removal(scores.dtype)

@@ -104,7 +104,7 @@ def check_on_ranks(check: Callable[[], None], given: dict[str, object]) -> None:
         if "error" in other:
             raise ValueError(f"{other['error']}, on rank {rank}")
     for name in words:
-        was = [other.get(name, "not given") for other in everyone]
+        was = [other[name] for other in everyone]
         if len(set(was)) > 1:
             found = ", ".join(f"{what} on rank {rank}" for rank, what in enumerate(was))
             raise ValueError(f"{name} must be the same on every rank, was {found}")
@@ -122,7 +122,7 @@ def gathered(*tensors: Tensor) -> tuple[Tensor, ...]:  # pragma: no cover - dist
     """`gather_with_grad` of tensors that are known to be alike on all ranks, in one node of the graph:
     so every rank's backward pass enters the collectives in the same order.
     """
-    return Gather.apply(*tensors) if tensors else ()
+    return Gather.apply(*tensors)
 
 
 class Gather(torch.autograd.Function):  # pragma: no cover - distributed

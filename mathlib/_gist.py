@@ -139,13 +139,13 @@ def gist_embed_loss(
     kinds = {"in_batch": in_batch, "contrast_anchors": contrast_anchors, "contrast_positives": contrast_positives}
 
     def check() -> None:
-        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "B D", "N D | B N D"))
+        sizes = check_embeddings("", anchor, positive, negatives, ("B D", "N D | B N D"))
         if negatives is not None and guide_negatives is None:
             raise ValueError("guide_negatives must be given together with negatives, was None")
         if negatives is None and guide_negatives is not None:
             raise ValueError("negatives must be given together with guide_negatives, was None")
         of_negatives = "N G" if negatives is not None and negatives.ndim == 2 else "B N G"
-        check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", "B G", of_negatives), **sizes)
+        check_embeddings("guide_", guide_anchor, guide_positive, guide_negatives, ("B G", of_negatives), **sizes)
         check_device("guide_anchor", guide_anchor, "anchor", anchor)
         check_candidates(sizes, anchor, negatives, groups, negative_groups, **kinds)
         check_temperature("temperature", temperature, anchor)

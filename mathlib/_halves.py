@@ -23,17 +23,17 @@ def as_factor(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors y that point where x [..., D] does, 1/|y| [..., 1] in float32, 0 where `unit` has no direction, and y/x.
+    """Factors y that point where x [n, D] does, 1/|y| [n, 1] in float32, 0 where `unit` has no direction, and y/x.
 
     y is x times a power of two: as exact, and no product overflows.
     """
     eps = 1e-4 if x.dtype == torch.float16 else 1e-12
     wide = x.float()
-    largest = torch.maximum(wide.amax(dim=-1, keepdim=True), -wide.amin(dim=-1, keepdim=True)).clamp_min(eps)
+    largest = torch.maximum(wide.amax(dim=1, keepdim=True), -wide.amin(dim=1, keepdim=True)).clamp_min(eps)
     # the largest entry to 2^8: then neither the scale of a huge vector nor what is small in a float16 one is subnormal
     scale = torch.exp2(8 - torch.floor(torch.log2(largest)))
     wide = wide * scale
-    lengths = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     return as_factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal(), scale
 
 
@@ -44,7 +44,7 @@ def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | N
     product on a CPU is float32's own: a graph cannot hold the switch.
     """
     with no_autocast(a):
-        if a.is_cuda:  # pragma: no cover - needs CUDA
+        if a.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
             product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32)
             return product if out is None else out.copy_(product)
         if dtype == torch.float16 or torch.compiler.is_compiling():
@@ -60,10 +60,11 @@ class AsBfloat16:
     after an error. A float32 product that another thread computes in the meantime may be rounded too.
     """
 
+    found: str
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
-        self.found = ""
 
     def __enter__(self) -> None:
         switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

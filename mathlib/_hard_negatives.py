@@ -220,9 +220,8 @@ def hardness_weights(
     if s.shape[1] == 0:
         return torch.zeros_like(s)
     there = s != -torch.inf
-    # relative to the hardest, so that no exponential overflows; in a row without candidates relative to 0
-    hardest = s.amax(dim=1, keepdim=True)
-    below = (s - hardest.masked_fill(hardest == -torch.inf, 0)) * min(strength, torch.finfo(s.dtype).max)
+    # relative to the hardest, so that no exponential overflows; in a row without candidates there are no numbers
+    below = (s - s.amax(dim=1, keepdim=True)) * min(strength, torch.finfo(s.dtype).max)
     relative = below.exp().masked_fill(~there, 0)
     # at least 1, the highest's own, unless nothing is there
     total = relative.sum(dim=1, keepdim=True).clamp_min(1)
@@ -377,7 +376,7 @@ def mine_hard_negatives(
         scores, indices = nearest(queries, documents, min(range_min + k, size), "cosine", rows, block_size, drop)
         scores, indices = scores[:, range_min:], indices[:, range_min:]
         missing = (0, k - scores.shape[1])
-        scores, indices = F.pad(scores, missing, value=-torch.inf), F.pad(indices, missing, value=-1)
+        scores, indices = F.pad(scores, missing, value=-torch.inf), F.pad(indices, missing)
         return SearchResult(scores, indices.masked_fill(scores == -torch.inf, -1))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mathlib._checks import check_choice, check_count, check_device, check_shapes, check_some
 from mathlib._halves import as_factor, directions_of_halves, products_of_halves
 from mathlib._rows import reduced
-from mathlib._similarity import products, similarity_matrix, unit
+from mathlib._similarity import HALVES, products, similarity_matrix, unit
 
 
 class DualEncoder(nn.Module):
@@ -151,7 +151,7 @@ class Vectors(NamedTuple):
 
 def vectors_of(x: Tensor, metric: str) -> Vectors:
     """Embeddings in whatever form the products of that metric need."""
-    if x.dtype.itemsize > 2:
+    if x.dtype not in HALVES:
         return Vectors(unit(x) if metric == "cosine" else x, None)
     if metric == "dot":
         return Vectors(as_factor(x, x.dtype), None)
@@ -161,7 +161,7 @@ def vectors_of(x: Tensor, metric: str) -> Vectors:
 
 def scores_of(queries: Vectors, documents: Vectors, dtype: torch.dtype) -> Tensor:
     """The scores of every query and document, from embeddings of that dtype, in at least float32, in fresh memory."""
-    if dtype.itemsize > 2:
+    if dtype not in HALVES:
         return products(queries.factors, documents.factors)
     scores = products_of_halves(queries.factors, documents.factors, dtype)
     if queries.inverse is None or documents.inverse is None:
@@ -184,8 +184,10 @@ def nearest(
     """
     asking = queries.shape[0]
     # on a CPU a block of scores should stay in its cache, but be worth its launches; CUDA wants few of these
-    rows = rows or (asking if queries.is_cuda else 512)
-    columns = columns or (4096 if queries.is_cuda else 8192 if asking > 64 else 65536)
+    if queries.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
+        rows, columns = rows or asking, columns or 4096
+    else:
+        rows, columns = rows or 512, columns or (8192 if asking > 64 else 65536)
     given = [(part, vectors_of(queries[part], metric)) for part in parts_of(asking, rows)]
     best: list[SearchResult | None] = [None] * len(given)
     for part in parts_of(documents.shape[0], columns):

@@ -230,12 +230,15 @@ def all_candidates(
 
 
 def check_embeddings(
-    prefix: str, anchor: Tensor, positive: Tensor, negatives: Tensor | None, shapes: tuple[str, str, str], **sizes: int
+    prefix: str, anchor: Tensor, positive: Tensor, negatives: Tensor | None, shapes: tuple[str, str], **sizes: int
 ) -> dict[str, int]:
-    """Raise unless the three have these shapes; their names in the messages get the prefix. Returns the sizes."""
-    given = [(f"{prefix}anchor", anchor, shapes[0]), (f"{prefix}positive", positive, shapes[1])]
+    """Raise unless the pair and the negatives have these shapes; their names in the messages get the prefix. Returns
+    the sizes.
+    """
+    pair, of_negatives = shapes
+    given = [(f"{prefix}anchor", anchor, pair), (f"{prefix}positive", positive, pair)]
     if negatives is not None:
-        given.append((f"{prefix}negatives", negatives, shapes[2]))
+        given.append((f"{prefix}negatives", negatives, of_negatives))
     sizes = check_shapes(*given, sizes=sizes)
     check_some(f"{prefix}anchor", anchor, 0, "row")  # the mean of no losses is not a number
     check_some(f"{prefix}anchor", anchor, 1, "feature")

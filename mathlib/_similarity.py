@@ -22,10 +22,12 @@ from torch import Tensor
 
 from mathlib._checks import check_choice, check_shapes, check_some
 
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def wide(x: Tensor) -> Tensor:
     """x in the dtype that sums are taken in: float32 for half precision, else its own."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALVES else x
 
 
 def unit(x: Tensor) -> Tensor:
@@ -141,11 +143,9 @@ def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on for x's device, if it has any ("meta" has none)."""
+    """Whether autocast is on for x's device ("meta" has none)."""
     device = x.device.type
-    # these have it: torch 2.10 cannot trace the question
-    available = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return available and torch.is_autocast_enabled(device)
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def with_exact_ties(scores: Tensor, positive_scores: Tensor, features: int, out: Tensor | None = None) -> Tensor:

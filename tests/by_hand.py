@@ -25,6 +25,7 @@ FURTHER = {
     "batch in groups, both directions": (None, True, True, {"groups": GROUPS}),
     "batch and pool in groups": ((3, 3), True, True, {"groups": GROUPS, "negative_groups": [0, 1, 2]}),
     "batch and pool, some in groups": ((3, 3), True, False, {"groups": GROUPS}),
+    "own, none in groups": ((5, 2, 3), False, False, {"groups": GROUPS}),
     "own in groups": (
         (5, 2, 3),
         False,
@@ -32,6 +33,7 @@ FURTHER = {
         {"groups": GROUPS, "negative_groups": [[1, 0], [1, 0], [2, 2], [2, 0], [1, 1]]},
     ),
     "batch and anchors, both directions": (None, True, True, {"contrast_anchors": True}),
+    "batch and positives, both directions": (None, True, True, {"contrast_positives": True}),
     "batch, positives and every anchor's own": ((5, 2, 3), True, False, {"contrast_positives": True}),
     "batch, anchors and positives in groups": (
         None,

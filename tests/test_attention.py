@@ -357,12 +357,12 @@ GROUPED_MASKS = [None, (4, 5), (4, 1), (6, 4, 5), (6, 1, 5), (3, 1, 1, 5), (3, 6
 
 
 @pytest.mark.parametrize("groups", [2, 3])
-@pytest.mark.parametrize("batches", [(3, 3), (3, 1), (1, 3)], ids=["both", "one of keys", "one of queries"])
+@pytest.mark.parametrize("batches", [(3, 3, 3), (3, 1, 1), (1, 3, 3), (1, 3, 1), (1, 1, 3)])
 @pytest.mark.parametrize("shape", GROUPED_MASKS)
 @each_causal
 @both_paths
 def test_grouped_queries_agree_with_torch(normal, groups, batches, shape, is_causal, return_weights):
-    sizes = [(batches[0], 6, 4, 8), (batches[1], groups, 5, 8), (batches[1], groups, 5, 7)]
+    sizes = [(batches[0], 6, 4, 8), (batches[1], groups, 5, 8), (batches[2], groups, 5, 7)]
     tensors = [normal(seed, *size).requires_grad_() for seed, size in enumerate(sizes)]
     causal = torch.ones(4, 5, dtype=torch.bool, device=tensors[0].device).tril()
     given = (
@@ -387,7 +387,7 @@ def test_grouped_queries_agree_with_torch(normal, groups, batches, shape, is_cau
             assert_close(weights @ full[2], ours)
         with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
             theirs = F.scaled_dot_product_attention(*full, attn_mask=allowed)
-            if batches == (3, 3):
+            if batches == (3, 3, 3):
                 grouped = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, enable_gqa=True)
                 assert_close(grouped, theirs)
         assert_close(values_and_gradients(ours, tensors), values_and_gradients(theirs, tensors))
@@ -690,20 +690,30 @@ def test_nor_can_keys_after_the_last_query_where_order_is_causal(normal, number,
 
 
 @each_unread
+@pytest.mark.parametrize("kind", ["boolean", "added", "causal"])
 @both_paths
-def test_a_shared_key_is_cleared_where_none_of_those_that_share_it_may_attend_to_it(normal, number, return_weights):
+def test_a_shared_key_is_cleared_where_none_of_those_that_share_it_may_attend_to_it(
+    normal, number, kind, return_weights
+):
     # one sequence of keys for a batch of two, two heads of them for four of queries
     query, key = normal(0, 2, 4, 3, 8).requires_grad_(), normal(1, 1, 2, 5, 8).requires_grad_()
     mask = torch.ones(2, 4, 3, 5, dtype=torch.bool, device=key.device)
     mask[:, :2, :, 1] = False  # the first of the two
-    mask[0, :, :, 3] = False  # the other sequence reads it
-    unread = key.detach().clone()
-    unread[:, 0, 1] = number
-    unread.requires_grad_()
-    ours, expected = (output(query, k, k, mask=mask, return_weights=return_weights) for k in (unread, key))
-    found = values_and_gradients(ours, (query, unread))
-    assert_close(found, values_and_gradients(expected, (query, key)))
-    assert (found[2][:, :, 3] != 0).all()
+    mask[0, :, :, 3] = False  # the other sequence reads it, unless order forbids that
+    mask[1, 2, 0] = False  # a query that may attend to nothing
+    unread_query, unread = query.detach().clone(), key.detach().clone()
+    unread_query[1, 2, 0] = unread[:, 0, 1] = number
+    if kind == "causal":
+        unread[:, :, 3] = number
+    if kind == "added":
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
+    options = {"mask": mask, "is_causal": kind == "causal", "return_weights": return_weights}
+    found = []
+    for q, k in ((unread_query.requires_grad_(), unread.requires_grad_()), (query, key)):
+        found.append(values_and_gradients(output(q, k, k, **options), (q, k)))
+    assert_close(*found)
+    assert (found[0][1][1, 2, 0] == 0).all() and (found[0][2][0, 0, 1] == 0).all()
+    assert (found[0][2][:, :, 3] != 0).all() == (kind != "causal")
 
 
 @each_unread

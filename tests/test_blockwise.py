@@ -287,4 +287,11 @@ def test_half_precision_is_multiplied_as_it_is_and_scaled_afterwards(normal, mon
     exact = units(anchor.double(), positive.double(), None)
     expected = (exact.anchor @ exact.positive.T).fill_diagonal_(-torch.inf)
     assert_close(scores.double(), expected, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
-    assert_close(units(anchor, positive, None), vectors.units())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [None, (4, 3), (5, 2, 3)])
+def test_embeddings_as_they_are_multiplied_can_be_made_units(normal, dtype, shape):
+    negatives = None if shape is None else 100 * normal(2, *shape, dtype=dtype)
+    given = Embeddings(normal(0, 5, 3, dtype=dtype), normal(1, 5, 3, dtype=dtype), negatives)
+    assert_close(vectors_of(given)[0].units(), units(*given))

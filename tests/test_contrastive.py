@@ -743,6 +743,13 @@ def test_the_blocks_and_the_definition_agree(normal, layout, rule, monkeypatch):
     assert_close(by_blocks, losses_and_gradients(tensors, weigh=rule, **options))
 
 
+def test_they_agree_where_not_all_embeddings_are_scaled_at_once(normal, monkeypatch):
+    tensors = [normal(0, 2, 3), normal(1, 2, 3), normal(2, 9000, 3)]
+    by_blocks = losses_and_gradients(tensors)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_close(by_blocks, losses_and_gradients(tensors))
+
+
 @each_layout_of_all
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -778,11 +785,12 @@ def test_arguments_made_of_one_another_have_one_gradient_by_every_road(normal, r
 @pytest.mark.parametrize("rule", [None, half_if_harder])
 def test_what_is_frozen_changes_no_other_gradient(normal, layout, rule):
     tensors, options = batch(normal, layout)
-    _, *gradients, _ = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
+    _, *gradients, by_temperature = losses_and_gradients(tensors, weigh=rule, block_size=3, **options)
     upstream = torch.arange(1, 6).to(tensors[0])
-    for i, expected in enumerate(gradients):
-        leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(tensors)]
-        losses = info_nce(*leaves, temperature=0.3, weigh=rule, reduction="none", block_size=3, **options)
+    given = [*tensors, tensors[0].new_tensor(0.3)]
+    for i, expected in [*enumerate(gradients), (3, by_temperature)]:
+        leaves = [x if x is None else x.detach().requires_grad_(i == j) for j, x in enumerate(given)]
+        losses = info_nce(*leaves[:3], temperature=leaves[3], weigh=rule, reduction="none", block_size=3, **options)
         assert_close(torch.autograd.grad(losses, leaves[i], upstream)[0], expected)
 
 
@@ -821,6 +829,13 @@ def test_forward_mode_derivatives_are_refused(normal):
     anchor, positive = normal(0, 4, 3), normal(1, 4, 3)
     with pytest.raises(RuntimeError, match="jvp"):
         torch.func.jvp(lambda a: info_nce(a, positive), (anchor,), (torch.ones_like(anchor),))
+
+
+def test_many_batches_at_once_are_refused(normal):
+    with pytest.raises(RuntimeError) as caught:
+        torch.func.vmap(info_nce)(normal(0, 2, 4, 3), normal(1, 2, 4, 3))
+    said = "info_nce and gist_embed_loss do not work under torch.vmap: call them for each batch in turn"
+    assert str(caught.value) == said
 
 
 @pytest.fixture(scope="module")

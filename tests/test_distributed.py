@@ -240,6 +240,9 @@ def work(rank, world, folder, environment):
     found["trained", "blocks around"] = trained(world, rank, InBlocks(DistributedDataParallel(encoder())), True)
     found["adapted"] = adapted(world, rank, DistributedDataParallel, gather=True, block_size=2)
     found["gathering unequal rows"] = refused(gather_with_grad, torch.zeros(rank + 1))
+    x = draw(0, 4, 3)
+    call = partial(gather_with_grad, x) if rank else partial(info_nce, x, x, gather=True)
+    found["gathering beside a loss"] = refused(call)
     for name, call in differing(rank).items():
         found["differing", name] = refused(call, gather=True)
     for name, call in wrong_on_rank_1(rank).items():
@@ -433,6 +436,11 @@ def test_what_differs_between_ranks_is_refused_on_every_rank(ranks, world, name,
 def test_rows_to_gather_must_be_equally_many(ranks):
     message = "tensor must be the same on every rank, was [1] torch.float32 on rank 0, [2] torch.float32 on rank 1"
     assert [found["gathering unequal rows"] for found in ranks(2)] == [("ValueError", message, 2.0)] * 2
+
+
+def test_to_gather_rows_is_another_function_than_a_loss(ranks):
+    message = "function must be the same on every rank, was 'info_nce' on rank 0, 'gather_with_grad' on rank 1"
+    assert [found["gathering beside a loss"] for found in ranks(2)] == [("ValueError", message, 2.0)] * 2
 
 
 @pytest.mark.parametrize(

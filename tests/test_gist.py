@@ -438,6 +438,9 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
     "wrong, error, message",
     [
         ({"anchor": None}, TypeError, "anchor must be a torch.Tensor, was NoneType"),
+        ({"anchor": torch.ones(3)}, ValueError, "anchor must have shape [B, D], was [3]"),
+        ({"positive": torch.ones(2, 4)}, ValueError, "positive must have shape [B, D] = [2, 3], was [2, 4]"),
+        ({"guide_anchor": torch.ones(2)}, ValueError, "guide_anchor must have shape [B, G] = [2, G], was [2]"),
         ({"guide_anchor": [1]}, TypeError, "guide_anchor must be a torch.Tensor, was list"),
         (
             {"anchor": torch.ones(0, 3), "positive": torch.ones(0, 3)},
@@ -517,6 +520,11 @@ NEGATIVES = {"negatives": torch.ones(4, 3), "guide_negatives": torch.ones(4, 5)}
         ({"lam": None}, TypeError, "lam must be a finite number and >= 0, was NoneType"),
         ({"kl_over": "none"}, ValueError, "kl_over must be one of 'all', 'kept', was 'none'"),
         ({"groups": torch.zeros(3).long()}, ValueError, "groups must have shape [B] = [2], was [3]"),
+        (
+            NEGATIVES | {"negative_groups": torch.zeros(4).long()},
+            ValueError,
+            "negative_groups must be given together with negatives and groups only",
+        ),
         ({"margin": -1}, ValueError, "margin must be a finite number and >= 0, was -1"),
         ({"margin": math.inf}, ValueError, "margin must be a finite number and >= 0, was inf"),
         ({"strategy": "threshold"}, ValueError, "strategy must be one of 'absolute', 'relative', was 'threshold'"),

@@ -6,7 +6,7 @@ import torch
 from by_hand import HALVES, cosine, dot
 from torch.testing import assert_close
 
-from mathlib._halves import as_bfloat16, as_factor, directions_of_halves, products_of_halves
+from mathlib._halves import AsBfloat16, as_bfloat16, as_factor, directions_of_halves, products_of_halves
 
 switch = torch.backends.mkldnn.matmul
 
@@ -140,6 +140,12 @@ def test_the_switch_is_on_for_bfloat16_alone(found):
             multiplied(one, one)
         assert watched.seen == [expected]
         assert switch.fp32_precision == "none"
+
+
+def test_the_first_to_enter_sets_the_switch(found):
+    with AsBfloat16():
+        assert switch.fp32_precision == "bf16"
+    assert switch.fp32_precision == "none"
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])

@@ -153,6 +153,12 @@ def test_a_large_search_is_exact(normal, seed, k, block_size):
     assert_close(scores, expected)
 
 
+def test_the_two_levels_are_made_where_the_scores_are():
+    # on the meta device there are no values, and nothing else may meet its tensors
+    best, places = mathlib._retrieval.strongest(torch.empty(64, 4096, device="meta"), 2)
+    assert (best.device.type, places.device.type) == ("meta", "meta")
+
+
 # search: what has no number
 
 
@@ -390,6 +396,17 @@ def test_each_query_has_its_value(device, ranked, relevant, k):
     assert all(values.shape == (3,) and values.dtype == torch.float32 for values in ours)
     for q, expected in enumerate(loop_metrics(ranked, relevant, k)):
         assert [values[q].item() for values in ours] == pytest.approx(expected, rel=1e-6)
+
+
+def test_judgements_are_compared_where_the_results_are():
+    ranked = torch.empty(2, 3, dtype=torch.int64, device="meta")
+    for relevant in ([{3: 1, 7: 2}, {1: 1}], [{3, 7}, {1}], torch.empty(2, dtype=torch.int64, device="meta")):
+        found = [
+            recall_at_k(ranked, relevant, k=2),
+            mean_reciprocal_rank(ranked, relevant),
+            ndcg_at_k(ranked, relevant, k=2),
+        ]
+        assert [(x.device.type, x.dtype) for x in found] == [("meta", torch.float32)] * 3
 
 
 # The metrics: peers

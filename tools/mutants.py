@@ -1,12 +1,15 @@
 """Can the tests fail? Change mathlib in one place after another, print every change that no test sees (make mutants).
 
-All changes take an hour or more; EVERY=10 tries every tenth of them, spread over all functions.
+All changes take an hour or more; EVERY=10 tries every tenth of them, spread over all functions. ONLY=_rows,_gist tries
+those of these modules, in this order, ONLY=_gist.x_divergences those of one function. mutants/outcomes.txt has what is
+known so far.
 
 mutmut makes the changes and finds which tests call which function. To run them it would start pytest anew for each of
 some four thousand changes. Here one process collects the tests and runs them all; it then forks for each change, and
 the tests that caught another change of the same function run first.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -57,11 +60,17 @@ def first_to_fail(name, tests, seconds):
 class Forks:
     """A process for each change, as many at once as the machine has cores."""
 
-    def __init__(self):
+    def __init__(self, path):
         self.running = {}
         self.caught_by = defaultdict(Counter)
-        self.caught = {}
-        self.survivors = []
+        self.outcomes = {}
+        self.path = path
+
+    def note(self, name, outcome):
+        """Keep what became of a change, also if the run is cut off."""
+        self.outcomes[name] = outcome
+        with open(self.path, "a", encoding="utf-8") as file:
+            print(name, outcome, sep="\t", file=file)
 
     def start(self, name, function, tests, seconds):
         """Run the tests with this change, as soon as there is room."""
@@ -86,15 +95,12 @@ class Forks:
         with os.fdopen(told) as file:
             outcome = file.read()
         if outcome.startswith(CAUGHT):
-            test = outcome.removeprefix(CAUGHT).strip()
-            self.caught_by[function][test] += 1
-            self.caught[name] = test
-        elif outcome == SURVIVED:
-            self.survivors.append(name)
+            self.caught_by[function][outcome.removeprefix(CAUGHT).strip()] += 1
         elif not outcome and os.WIFSIGNALED(status) and os.WTERMSIG(status) in DEATHS:
-            self.caught[name] = f"died of {signal.Signals(os.WTERMSIG(status)).name}"
-        else:
+            outcome = f"died of {signal.Signals(os.WTERMSIG(status)).name}"
+        elif outcome != SURVIVED:
             raise RuntimeError(f"the tests of {name or 'no change'} did not run: {outcome or status}")
+        self.note(name, outcome)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,22 +113,26 @@ def pytest_runtestloop(session):
     seconds, calls = known["duration_by_test"], known["tests_by_mangled_function_name"]
     changes = [
         name
+        for only in os.environ.get("ONLY", "").split(",")
         for path in sorted(Path("mathlib").rglob("*.meta"))
         for name in json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
+        if name.startswith(f"mathlib.{only}")
     ][:: int(os.environ.get("EVERY", "1"))]
     for test, following in zip(session.items, [*session.items[1:], None], strict=True):
         test.config.hook.pytest_runtest_protocol(item=test, nextitem=following)
     if session.testsfailed:  # what fails without a change proves nothing
         return True
     # nor does what fails when it runs again: each change's fork runs a test for the second time
-    control = Forks()
+    control = Forks("control.txt")
     control.start("", "", session.items, 60 + 10 * round(sum(seconds.values())))
     control.wait()
-    if control.caught:
-        raise RuntimeError(f"run for the second time, without a change, this fails: {control.caught['']}")
-    forks = Forks()
+    if control.outcomes[""] != SURVIVED:
+        raise RuntimeError(f"run for the second time, without a change, this fails: {control.outcomes['']}")
+    gc.freeze()  # a fork that looks for garbage among the tests would copy them all: ten times as long
+    forks = Forks("outcomes.txt")
     for i, name in enumerate(changes):
-        print(f"\r{i} of {len(changes)} changes, {len(forks.survivors)} survive", end="", file=sys.stderr, flush=True)
+        survive = list(forks.outcomes.values()).count(SURVIVED)
+        print(f"\r{i} of {len(changes)} changes, {survive} survive", end="", file=sys.stderr, flush=True)
         function = mangled_name_from_mutant_name(name)
         tests = sorted(
             (test for test in calls.get(function, ()) if test in collected),
@@ -132,12 +142,9 @@ def pytest_runtestloop(session):
             limit = 60 + 10 * round(sum(seconds[test] for test in tests))
             forks.start(name, function, [collected[test] for test in tests], limit)
         else:
-            forks.survivors.append(name)
+            forks.note(name, SURVIVED)
     while forks.running:
         forks.wait()
-    Path("outcomes.json").write_text(
-        json.dumps({"caught": forks.caught, "survivors": forks.survivors}, indent=1), encoding="utf-8"
-    )
     return True
 
 
@@ -155,12 +162,16 @@ def main():
         env={**os.environ, "PYTHONPATH": str(ROOT / "tools"), "OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": ""},
         check=True,
     )
-    outcomes = json.loads((MUTANTS / "outcomes.json").read_text(encoding="utf-8"))
-    for name in outcomes["survivors"]:
+    lines = (MUTANTS / "outcomes.txt").read_text(encoding="utf-8").splitlines()
+    outcomes = dict(line.split("\t") for line in lines)
+    survivors = [name for name, outcome in outcomes.items() if outcome == SURVIVED]
+    for name in survivors:
         print(mutmut("show", name, stdout=subprocess.PIPE).stdout)
-    caught, changes = len(outcomes["caught"]), len(outcomes["caught"]) + len(outcomes["survivors"])
-    score = caught / changes
-    print(f"{caught} of {changes} mutants caught, {score:.1%} (at least {LEAST:.0%})")
+    tried, survived = (Counter(name.split(".")[1] for name in names) for names in (outcomes, survivors))
+    for module in tried:
+        print(f"{module}: {tried[module] - survived[module]} of {tried[module]} caught")
+    score = 1 - len(survivors) / len(outcomes)
+    print(f"{len(outcomes) - len(survivors)} of {len(outcomes)} mutants caught, {score:.1%} (at least {LEAST:.0%})")
     return score < LEAST
 
 

@@ -150,16 +150,19 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[int]:
     return [int(firsts[label]) for label in labels]
 
 
-def split(entries: Sequence[Entry]) -> tuple[list[int], list[int]]:
+def split(
+    entries: Sequence[Entry], among: Sequence[int] | None = None, *, salt: str = ""
+) -> tuple[list[int], list[int]]:
     """Indices for training and for testing, about 4 to 1; no group is on both sides.
 
     The side is drawn from a hash of the name of the group's first entry, so that an entry that is added or
-    removed moves no other.
+    removed moves no other. With another `salt` another fifth is drawn, `among` the training indices for example, where
+    settings are chosen.
     """
     train: list[int] = []
     test: list[int] = []
-    for i, entry in enumerate(entries):
-        digest = hashlib.sha256(entries[entry.group].name.encode()).digest()
+    for i in range(len(entries)) if among is None else among:
+        digest = hashlib.sha256(f"{salt}{entries[entries[i].group].name}".encode()).digest()
         (test if digest[0] % 5 == 0 else train).append(i)
     return train, test
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mathlib import MultiHeadAttention
@@ -72,7 +74,7 @@ class MiniLM(nn.Module):
         return nn.functional.normalize(mean, dim=-1)
 
 
-def load(folder: Path | str | None = None):
+def load(folder: Path | str | None = None) -> tuple[MiniLM, Tokenizer]:
     """The model, in eval mode, and its tokenizer.
 
     Args:
@@ -83,9 +85,6 @@ def load(folder: Path | str | None = None):
         FileNotFoundError: if one of the files is missing.
         ValueError: if one of the files is not the published one.
     """
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
     weights, words = (checked(folder, name) for name in DIGESTS)
     model = MiniLM()
     model.load_state_dict(from_published(load_file(weights)))
@@ -113,7 +112,7 @@ def checked(folder: Path | str | None, name: str) -> Path:
     return path
 
 
-def tokenised(tokenizer, texts: Sequence[str], *, longest: int = 256) -> tuple[Tensor, Tensor]:
+def tokenised(tokenizer: Tokenizer, texts: Sequence[str], *, longest: int = 256) -> tuple[Tensor, Tensor]:
     """Token numbers [texts, L] and which are no padding [texts, L], of each text's first `longest` tokens.
 
     >>> tokenizer = load()[1]
@@ -130,7 +129,9 @@ def tokenised(tokenizer, texts: Sequence[str], *, longest: int = 256) -> tuple[T
 
 
 @torch.no_grad()
-def embed(model: nn.Module, tokenizer, texts: Sequence[str], *, longest: int = 256, batch_size: int = 32) -> Tensor:
+def embed(
+    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], *, longest: int = 256, batch_size: int = 32
+) -> Tensor:
     """The embeddings of texts [texts, 384], in their order; texts of like length go through the model together."""
     if not len(texts):
         raise ValueError("texts must be at least one, there were none")
@@ -142,7 +143,7 @@ def embed(model: nn.Module, tokenizer, texts: Sequence[str], *, longest: int = 2
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def pieces(tokenizer, text: str) -> list[str]:
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     """The word pieces of a text, all of them, without the marks of its beginning and end.
 
     >>> pieces(load()[1], "Eigenvalues, sorted")
@@ -168,15 +169,11 @@ def in_steps(vectors: Tensor, step: Tensor) -> Tensor:
 
 def stored(name: str) -> Tensor:
     """What the model made of the corpus's "queries" or "documents": [entries, 384], of unit length, float64."""
-    from safetensors.torch import load_file
-
     return nn.functional.normalize(load_file(FILE)[name].double(), dim=-1)
 
 
-def stored_pieces(tokenizer, words: Iterable[str]) -> Tensor:
+def stored_pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Tensor:
     """What the model made of these word pieces of the corpus by themselves: 256 principal components, float64."""
-    from safetensors.torch import load_file
-
     tensors = load_file(FILE)
     row = {piece: i for i, piece in enumerate(tensors["ids"].tolist())}
     rows = [row[tokenizer.token_to_id(word)] for word in words]

@@ -40,15 +40,20 @@ def train(
     epochs: int = 2,
     batch_size: int = 256,
     learning_rate: float = 0.05,
+    falling: bool = False,
 ) -> None:
     """Minimise loss(query embeddings, document embeddings) over shuffled batches of pairs, with Adam.
 
-    Row i of queries belongs to row i of documents. The order of the batches is drawn from the seed.
+    Row i of queries belongs to row i of documents. The order of the batches is drawn from the seed. A falling learning
+    rate reaches 0 with the last batch, in a straight line.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     orders = [torch.randperm(len(queries.ids), generator=generator) for _ in range(epochs)]
-    for batch in watched([batch for order in orders for batch in order.split(batch_size)]):
+    batches = [batch for order in orders for batch in order.split(batch_size)]
+    for step, batch in enumerate(watched(batches)):
+        if falling:
+            optimiser.param_groups[0]["lr"] = learning_rate * (1 - step / len(batches))
         optimiser.zero_grad()
         loss(*model(queries.rows(batch), documents.rows(batch))).backward()
         optimiser.step()

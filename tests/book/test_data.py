@@ -39,6 +39,11 @@ def test_no_group_is_split_between_training_and_test(entries):
     assert sorted(train + test) == list(range(len(entries)))
     assert not {entries[i].group for i in train} & {entries[i].group for i in test}
     assert 0.15 < len(test) / len(entries) < 0.25
+    fit, held = data.split(entries, train, salt="validation ")
+    assert sorted(fit + held) == train
+    assert not {entries[i].group for i in fit} & {entries[i].group for i in held}
+    assert 0.15 < len(held) / len(train) < 0.25
+    assert data.split(entries, train) == (train, [])  # without another salt it is the same fifth
 
 
 def test_equal_summaries_and_nearly_equal_documents_form_groups():

@@ -74,6 +74,17 @@ def test_training_lowers_the_loss():
     assert info_nce(*model(queries, documents)).item() < before
 
 
+def test_a_falling_rate_reaches_0_in_a_straight_line():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    bags = vocabulary.bags(TEXTS)
+    model, expected = (DualEncoder(TextEncoder(vocabulary, dimensions=4)) for _ in range(2))
+    # the gradient is 1 everywhere, so that Adam moves every number by the rate
+    loss = lambda q, d: sum(w.sum() for w in model.parameters())  # noqa: E731
+    train(model, bags, bags, loss, seed=0, epochs=4, learning_rate=0.8, falling=True)
+    for moved, start in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(start - moved, torch.full_like(start, 0.8 + 0.6 + 0.4 + 0.2), rtol=0, atol=1e-6)
+
+
 def test_what_a_word_is_can_be_said():
     vocabulary = Vocabulary(TEXTS, least=2, split=list)
     assert vocabulary.index == {letter: i for i, letter in enumerate(" aghoprst", start=1)}

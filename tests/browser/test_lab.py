@@ -86,12 +86,12 @@ def test_a_chapter_runs_and_its_slider_asks_the_kernel(reader, lab, chapter):
 
     page.locator(".jp-WindowedPanel-outer").first.evaluate("panel => panel.scrollTo(0, 0)")
     figure = page.locator(".jp-OutputArea .mathlib-figure [role=img]").first
-    assert "45 degrees" in figure.get_attribute("aria-label")
+    assert "b of length 1." in figure.get_attribute("aria-label")
     # The kernel draws one frame at a time, so a frame that was not there before is its answer.
-    assert page.locator('[aria-label*="60 degrees"]').count() == 0
+    assert page.locator('[aria-label*="b of length 1.5"]').count() == 0
     page.locator(".noUi-handle").first.focus()
     page.keyboard.press("ArrowRight")
-    page.locator('.jp-OutputArea .mathlib-figure [aria-label*="60 degrees"]').first.wait_for()
-    assert page.locator(".widget-readout").first.inner_text() == "60°"
-    assert "45 degrees" not in figure.get_attribute("aria-label")
+    page.locator('.jp-OutputArea .mathlib-figure [aria-label*="b of length 1.5"]').first.wait_for()
+    assert page.locator(".widget-readout").first.inner_text() == "1.5"
+    assert "b of length 1.5" in figure.get_attribute("aria-label")
     page.close()
