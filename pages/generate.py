@@ -10,7 +10,6 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from mathlib.book import verdicts
-from mathlib.book.evidence import counted, tested
 from mathlib.book.verdicts import title
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
@@ -56,14 +55,11 @@ def evidence_page(root: Path) -> str:
         for heading, ours in zip(groups, (False, True), strict=True):
             if mine := [claim for claim in claims if claim["lab"] == stem and (claim["of"] == "book") == ours]:
                 groups[heading].append((name, stem, mine))
-    found = tested(root / "chapters")
     return templates.get_template("evidence.md").render(
         advice=advice(root, claims),
         counts=verdicts.counted(claims),
         groups=groups,
         picture=lambda mine: Markup(verdicts.picture(mine, settings=True)),
-        old_counts=counted([claim for made in found.values() for claim in made]),
-        old=[(title(notebook), notebook.stem, made) for notebook, made in found.items()],
     )
 
 

@@ -1,4 +1,4 @@
-"""What the chapters need besides the mathematics: data, figures, evidence, exercises.
+"""What the chapters need besides the mathematics: data, figures, verdicts, exercises.
 
 Importing ``mathlib`` never imports this subpackage.
 """

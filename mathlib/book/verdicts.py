@@ -192,11 +192,11 @@ def load() -> dict:
 # For the pages
 
 
-def stored(notebook: Path, mime: str = MIME) -> list[dict]:
+def stored(notebook: Path) -> list[dict]:
     """What `measured`, `derived`, `recorded` and `chart` left in an executed notebook, in order."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
-    return [output["data"][mime] for output in outputs if mime in output.get("data", {})]
+    return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
 
 
 def title(notebook: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from nbformat import v4
 
-from mathlib.book import evidence, verdicts
+from mathlib.book import verdicts
 from pages.generate import KEY, MEASURED, evidence_page, measurements, picture, status_page
 
 ROOT = Path(__file__).parents[2]
@@ -74,25 +74,6 @@ def test_advice_whose_verdict_changed_is_not_written(book, label, found):
     advise(book, label, "holds")
     with pytest.raises(ValueError, match=f"few . many: {label} must be 'holds', was {found}"):
         evidence_page(book)
-
-
-def test_a_table_is_read_from_what_a_chapter_stores(book):
-    five = {"experiment": "none", "reason": "because"}
-    store(
-        book / "chapters/02_y.ipynb",
-        evidence.measured("claim-c", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **five),
-        evidence.computed("claim-d", "b", experiment="sum", said="1", found="2"),
-    )
-    table = evidence_page(book)
-    assert "2 statements have been tested: 1 hold, 0 hold in some cases, 1 do not hold." in table
-    assert (
-        "| [a &lt; b \\| c](#claim-c) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
-        in table
-    )
-    assert "### Title\n\nMeasured in {doc}`02_y`." in table
-    summary = evidence.Summary(book / "chapters")
-    assert repr(summary) == "Title: 2 tested, 1 hold, 0 hold in some cases, 1 do not"
-    assert '<td><a href="02_y.html">Title</a></td><td>2</td><td>1</td><td>0</td><td>1</td>' in summary._repr_html_()
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):
