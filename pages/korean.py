@@ -33,7 +33,7 @@ OPTION = re.compile(r"^:[\w-]+:.*$", re.MULTILINE)
 LITERAL = {"bibliography", "eval-rst", "math"}
 SAME = re.compile(r"math|amsmath|fence|colon|code|myst_target|substitution|directive|link$")
 # What is said within formulas, by tags, in templates, and in the comments of code.
-SAID = re.compile(r'(?<=text)\{[^{}]*\}|\b(?:alt|aria-label|placeholder|title)="[^"]*"|(?<=[ (])"[^"]*"')
+SAID = re.compile(r'(?<=text)\{[^{}]*\}|\b(?:alt|aria-label|placeholder|title)="[^"]*"|(?:^|(?<=[ (]))"[^"]*"')
 COMMENT = re.compile(r"(?:^|  +)# .*$", re.MULTILINE)
 TAG = re.compile(r"<[^>]*>|\{%.*?%\}")
 
