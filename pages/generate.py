@@ -6,17 +6,17 @@ import re
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment
 from markupsafe import Markup
 
 from mathlib.book import verdicts
 from mathlib.book.verdicts import title
+from pages.words import Words, translate_html
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
 MEASURED = Path("mathlib", "book", "measured.json")
 # a | within a table's cell would end it
 templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "_templates"),
     trim_blocks=True,
     keep_trailing_newline=True,
     finalize=lambda value: value if isinstance(value, Markup) else str(value).replace("|", "\\|"),
@@ -27,8 +27,8 @@ def generate(root: Path) -> None:
     chapters = root / "chapters"
     write_measured(root)
     made = {
-        chapters / "evidence.md": evidence_page(root),
-        chapters / "status.md": status_page(root),
+        chapters / "evidence.md": fill(root, "evidence"),
+        chapters / "status.md": fill(root, "status"),
         root / "pages" / "_static" / "readme.svg": picture(root),
     }
     for path, text in made.items():
@@ -46,7 +46,14 @@ def measurements(root: Path) -> str:
     return verdicts.dump(verdicts.gather(sorted(root.glob("chapters/labs/*.ipynb"))))
 
 
-def evidence_page(root: Path) -> str:
+def fill(root: Path, name: str, say: Words | None = None, template: str = "") -> str:
+    """The page of evidence or of status; in Korean by its words and its template."""
+    template = template or Path(__file__).with_name("_templates").joinpath(f"{name}.md").read_text(encoding="utf-8")
+    known = evidence(root, say) if name == "evidence" else status(root)
+    return templates.from_string(template).render(**known, say=say or str)
+
+
+def evidence(root: Path, say: Words | None) -> dict:
     """What to do, and every claim that was measured: the notes' by section, then the book's."""
     gathered = json.loads(root.joinpath(MEASURED).read_text(encoding="utf-8"))
     claims = gathered["claims"]
@@ -55,12 +62,17 @@ def evidence_page(root: Path) -> str:
         for heading, ours in zip(groups, (False, True), strict=True):
             if mine := [claim for claim in claims if claim["lab"] == stem and (claim["of"] == "book") == ours]:
                 groups[heading].append((name, stem, mine))
-    return templates.get_template("evidence.md").render(
-        advice=advice(root, claims),
-        counts=verdicts.counted(claims),
-        groups=groups,
-        picture=lambda mine: Markup(verdicts.picture(mine, settings=True)),
-    )
+
+    def picture_of_claims(mine: list[dict]) -> Markup:
+        drawn = verdicts.picture(mine, settings=True)
+        return Markup(translate_html(drawn, say) if say else drawn)
+
+    return {
+        "advice": advice(root, claims),
+        "counts": verdicts.counted(claims),
+        "groups": groups,
+        "picture": picture_of_claims,
+    }
 
 
 def advice(root: Path, claims: list[dict]) -> list[dict]:
@@ -75,7 +87,7 @@ def advice(root: Path, claims: list[dict]) -> list[dict]:
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 
 
-def status_page(root: Path) -> str:
+def status(root: Path) -> dict:
     """One table for each set of versions."""
     groups: dict[str, list[tuple]] = {}
     for path in [*sorted(root.glob("chapters/*.ipynb")), *sorted(root.glob("chapters/labs/*.ipynb"))]:
@@ -83,7 +95,7 @@ def status_page(root: Path) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
         place = path.relative_to(root / "chapters").as_posix()
         groups.setdefault(versions, []).append((title(path), place, run))
-    return templates.get_template("status.md").render(groups=groups)
+    return {"groups": groups}
 
 
 def picture(root: Path) -> str:
