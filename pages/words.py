@@ -7,6 +7,11 @@ outputs stay the English book's, and a run that changes only numbers needs no tr
 import html
 import re
 import unicodedata
+from functools import cache
+from typing import NamedTuple
+
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 NUMBER = re.compile(r"[+−-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 # Single letters, and names of functions, are the same in every language.
@@ -23,9 +28,10 @@ ATTRIBUTE = re.compile(r'(\b(?:aria-label|alt|title|placeholder|data-label|data-
 SPOKEN = re.compile(r'(data-label="([^"]*)".*?aria-valuetext=")\2 ([^"]*)"', re.DOTALL)
 BETWEEN_TAGS = re.compile(r"(?<=>)[^<>]+(?=<)")
 # matplotlib writes the lines of a text one by one, each below the other and styled alike
-LINES = re.compile(r'(?:<text((?: style="[^"]*")?) transform="translate\(([\d.]+) [\d.]+\)">[^<]*</text>)+')
-LINE = re.compile(r'(<text(?: style="[^"]*")? transform="translate\([\d.]+ ([\d.]+)\)">)([^<]*)</text>')
-TITLE = 11  # the size of a figure's title, bold
+LINES = re.compile(r'(?:<text((?: style="[^"]*")?) transform="translate\([\d.]+ [\d.]+\)">[^<]*</text>)+')
+LINE = re.compile(r'<text(?: style="([^"]*)")? transform="translate\(([\d.]+) ([\d.]+)\)">([^<]*)</text>')
+SIZE = re.compile(r"font-size:([\d.]+)px")
+WIDER = 1.2  # than in English a text that is no title may be, before it meets its neighbours
 
 
 class Words:
@@ -83,35 +89,70 @@ def say(text: str, words: Words) -> str:
     return html.escape(words(html.unescape(text)))
 
 
+class Line(NamedTuple):
+    style: str
+    x: float
+    y: float
+    words: str
+
+    @property
+    def size(self) -> float:
+        found = SIZE.search(self.style)
+        return float(found[1]) if found else 10
+
+    def __str__(self) -> str:
+        style = f' style="{self.style}"' * bool(self.style)
+        return (
+            f'<text{style} transform="translate({self.x:g} {self.y:g})">{html.escape(self.words, quote=False)}</text>'
+        )
+
+
 def translate_lines(found: re.Match, words: Words) -> str:
     """A text in a figure, on at most as many lines as in English, the last of which stand next to the axes."""
-    room = (float(re.findall(r'viewBox="0 0 ([\d.]+)', found.string[: found.start()])[-1]) - float(found[2])) / TITLE
+    edge = float(re.findall(r'viewBox="0 0 ([\d.]+)', found.string[: found.start()])[-1])
     out = ""
     for lines in paragraphs(found[0]):
-        text = html.unescape(" ".join(words for _, _, words in lines))
+        text = " ".join(line.words for line in lines)
         korean = words(text)
         if korean == text:
-            out += "".join(f"{tag}{words}</text>" for tag, _, words in lines)
+            out += "".join(map(str, lines))
             continue
+        first, title = lines[0], "font-weight" in lines[0].style
+        longest = max(drawn(line) for line in lines)
+        room = (edge - first.x if title or len(lines) == 1 else WIDER * longest) / first.size
         made = wrap(korean, room, len(lines))
-        if "font-weight" in found[1] and width(made[-1]) > room:
+        if title and width(made[-1]) > room:
             words.problems.append(f"{korean!r} is too long for its figure, by {width(made[-1]) / room - 1:.0%}")
-        places = lines[-len(made) :]
-        out += "".join(f"{tag}{html.escape(line)}</text>" for (tag, _, _), line in zip(places, made, strict=True))
+        anchor, x = aligned(lines)
+        style = ";".join(filter(None, (first.style, anchor)))
+        for line, said in zip(lines[-len(made) :], made, strict=True):
+            out += str(line._replace(style=style, x=x, words=said))
     return out
 
 
-def paragraphs(texts: str) -> list[list[tuple[str, float, str]]]:
-    """The lines (tag, y, words) that follow each other at a line's distance, in groups."""
-    groups: list[list[tuple[str, float, str]]] = []
-    for tag, y, words in LINE.findall(texts):
-        near = (
-            groups
-            and 10 < float(y) - groups[-1][-1][1] < 15
-            and tag.partition("tr")[0] == groups[-1][-1][0].partition("tr")[0]
-        )
-        groups[-1].append((tag, float(y), words)) if near else groups.append([(tag, float(y), words)])
+def paragraphs(texts: str) -> list[list[Line]]:
+    """The lines that follow each other at a line's distance, in groups."""
+    groups: list[list[Line]] = []
+    for style, x, y, words in LINE.findall(texts):
+        line = Line(style, float(x), float(y), html.unescape(words))
+        near = groups and 10 < line.y - groups[-1][-1].y < 15 and line.style == groups[-1][-1].style
+        groups[-1].append(line) if near else groups.append([line])
     return groups
+
+
+def aligned(lines: list[Line]) -> tuple[str, float]:
+    """What its lines, which matplotlib places one by one, have in common: a left end, a right one or a middle."""
+    for share, anchor in ((0, ""), (1, "text-anchor:end"), (0.5, "text-anchor:middle")):
+        places = [line.x + share * drawn(line) for line in lines]
+        if max(places) - min(places) < 0.1:
+            return anchor, round(places[0], 2)
+    return "", lines[0].x
+
+
+@cache
+def drawn(line: Line) -> float:
+    """How wide matplotlib took it to be."""
+    return text_to_path.get_text_width_height_descent(line.words, FontProperties(size=line.size), ismath=False)[0]
 
 
 def width(text: str) -> float:

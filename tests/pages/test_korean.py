@@ -178,6 +178,28 @@ def test_outputs_are_said_with_their_numbers_and_a_title_stays_in_its_place():
     assert long.count("</text>") == 3  # two lines as before
 
 
+@pytest.mark.parametrize(
+    ("places", "style"),
+    [
+        ((50, 50), ""),
+        ((23.89, 58.26), ' style="text-anchor:end"'),
+        ((23.89, 41.08), ' style="text-anchor:middle"'),
+        ((50, 90), ""),  # of no kind: where it began
+    ],
+)
+def test_a_label_of_several_lines_stays_aligned_as_it_was_and_no_line_gets_much_longer(places, style):
+    lines = '<text transform="translate({} 10)">{}</text><text transform="translate({} 22)">{}</text>'
+    say = Words({"Add two arrays. reward {0}": "Add two arrays. 보상 {0}"})
+    page = FIGURE.format(lines.format(places[0], "Add two arrays.", places[1], "reward 2"))
+    _, one, two, _ = translate_html(page, say).split("<text", 3)
+    assert one.startswith(f"{style} transform") and one.endswith(">Add two arrays.</text>")
+    assert two.startswith(f"{style} transform") and two.endswith(">보상 2</text>")
+    places = {float(part.partition("translate(")[2].partition(" ")[0]) for part in (one, two)}
+    assert places == {
+        {"": min(places), ' style="text-anchor:end"': 102.44, ' style="text-anchor:middle"': 63.16}[style]
+    }
+
+
 def test_what_is_composed_is_said_by_its_parts():
     known = {"rule {0}": "규칙 {0}", "other": "다른 것", "holds in part": "일부 성립", "shown for": "보인 경우:"}
     known |= {"not shown for": "못 보인 경우:", "control": "대조군", "as random": "무작위", "stays": None}
