@@ -162,7 +162,7 @@ def width(text: str) -> float:
 
 def wrap(text: str, room: float, most: int) -> list[str]:
     lines = [""]
-    for word in text.split():
+    for word in text.split(" "):  # not at a space that does not break
         longer = f"{lines[-1]} {word}".strip()
         if width(longer) > room and lines[-1] and len(lines) < most:
             lines.append(word)

@@ -189,11 +189,11 @@ def test_outputs_are_said_with_their_numbers_and_a_title_stays_in_its_place():
 )
 def test_a_label_of_several_lines_stays_aligned_as_it_was_and_no_line_gets_much_longer(places, style):
     lines = '<text transform="translate({} 10)">{}</text><text transform="translate({} 22)">{}</text>'
-    say = Words({"Add two arrays. reward {0}": "Add two arrays. 보상 {0}"})
+    say = Words({"Add two arrays. reward {0}": "Add two arrays. 보상\u00a0{0}"})
     page = FIGURE.format(lines.format(places[0], "Add two arrays.", places[1], "reward 2"))
     _, one, two, _ = translate_html(page, say).split("<text", 3)
     assert one.startswith(f"{style} transform") and one.endswith(">Add two arrays.</text>")
-    assert two.startswith(f"{style} transform") and two.endswith(">보상 2</text>")
+    assert two.startswith(f"{style} transform") and two.endswith(">보상\u00a02</text>")
     places = {float(part.partition("translate(")[2].partition(" ")[0]) for part in (one, two)}
     assert places == {
         {"": min(places), ' style="text-anchor:end"': 102.44, ' style="text-anchor:middle"': 63.16}[style]
