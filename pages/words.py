@@ -6,7 +6,12 @@ outputs stay the English book's, and a run that changes only numbers needs no tr
 
 import html
 import re
-import textwrap
+import unicodedata
+from functools import cache
+from typing import NamedTuple
+
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 NUMBER = re.compile(r"[+−-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 # Single letters, and names of functions, are the same in every language.
@@ -20,7 +25,9 @@ CONTROL = re.compile(r"(control)(, .+?)(: .*)?")
 # what a slider's script says of it: its label and its value
 SPOKEN = re.compile(r'(data-label="([^"]*)".*?aria-valuetext=")\2 ([^"]*)', re.DOTALL)
 # matplotlib writes the lines of a text one by one, each below the other and styled alike
-LINE = re.compile(r'(<text((?: style="[^"]*")?) transform="translate\(([\d.]+) ([\d.]+)\)">)([^<]*)</text>')
+LINE = re.compile(r'<text(?: style="([^"]*)")? transform="translate\(([\d.]+) ([\d.]+)\)">([^<]*)</text>')
+SIZE = re.compile(r"font-size:([\d.]+)px")
+WIDER = 1.2  # than in English a text that is no title may be, before it meets its neighbours
 SAID = re.compile(
     r"(?P<unseen><(style|script)\b.*?</\2>)"
     r'|(?P<lines>(?:<text(?: style="[^"]*")? transform="translate\([\d.]+ [\d.]+\)">[^<]*</text>)+)'
@@ -28,7 +35,6 @@ SAID = re.compile(
     r"|(?<=>)(?P<text>[^<>]+)(?=<)",
     re.DOTALL,
 )
-FILLER = "\ue000"
 
 
 class Words:
@@ -73,36 +79,90 @@ def translate_html(page: str, words: Words) -> str:
 
     def replace(found: re.Match) -> str:
         if found["lines"]:
-            width = re.findall(r'viewBox="0 0 ([\d.]+)', page[: found.start()])[-1]
-            return "".join(translate_lines(lines, float(width), words) for lines in paragraphs(found["lines"]))
+            edge = re.findall(r'viewBox="0 0 ([\d.]+)', page[: found.start()])[-1]
+            return translate_lines(found["lines"], float(edge), words)
         return found["unseen"] or (found["name"] or "") + say(found["value"] or found["text"] or "")
 
     page = SPOKEN.sub(lambda found: f"{found[1]}{say(found[2])} {say(found[3])}", page)
     return SAID.sub(replace, page)
 
 
-def paragraphs(texts: str) -> list[list[re.Match]]:
-    """Its lines, by what follows at a line's distance in the same style."""
-    groups: list[list[re.Match]] = [[]]
-    for line in LINE.finditer(texts):
-        last = groups[-1][-1] if groups[-1] else line
-        if line is not last and not (line[2] == last[2] and 10 < float(line[4]) - float(last[4]) < 15):
-            groups.append([])
-        groups[-1].append(line)
+class Line(NamedTuple):
+    style: str
+    x: float
+    y: float
+    words: str
+
+    @property
+    def size(self) -> float:
+        found = SIZE.search(self.style)
+        return float(found[1]) if found else 10
+
+    def __str__(self) -> str:
+        style = f' style="{self.style}"' * bool(self.style)
+        return (
+            f'<text{style} transform="translate({self.x:g} {self.y:g})">{html.escape(self.words, quote=False)}</text>'
+        )
+
+
+def translate_lines(texts: str, edge: float, words: Words) -> str:
+    """The texts of a figure, each on at most as many lines as in English, the last of which stand next to the axes."""
+    out = ""
+    for lines in paragraphs(texts):
+        text = " ".join(line.words for line in lines)
+        korean = words(text)
+        if korean == text:
+            out += "".join(map(str, lines))
+            continue
+        first, title = lines[0], "font-weight" in lines[0].style
+        longest = max(drawn(line) for line in lines)
+        room = (edge - first.x if title or len(lines) == 1 else WIDER * longest) / first.size
+        made = wrap(korean, room, len(lines))
+        if title and width(made[-1]) > room:
+            words.problems.append(f"{korean!r} is too long for its figure, by {width(made[-1]) / room - 1:.0%}")
+        anchor, x = aligned(lines)
+        style = ";".join(filter(None, (first.style, anchor)))
+        for line, said in zip(lines[-len(made) :], made, strict=True):
+            out += str(line._replace(style=style, x=x, words=said))
+    return out
+
+
+def paragraphs(texts: str) -> list[list[Line]]:
+    """The lines that follow each other at a line's distance, in groups."""
+    groups: list[list[Line]] = []
+    for style, x, y, words in LINE.findall(texts):
+        line = Line(style, float(x), float(y), html.unescape(words))
+        near = groups and 10 < line.y - groups[-1][-1].y < 15 and line.style == groups[-1][-1].style
+        groups[-1].append(line) if near else groups.append([line])
     return groups
 
 
-def translate_lines(lines: list[re.Match], width: float, words: Words) -> str:
-    """A text in a figure, on at most as many lines as in English, the last of which stand next to the axes."""
-    english = html.unescape(" ".join(line[5] for line in lines))
-    korean = words(english)
-    if korean == english:
-        return "".join(line[0] for line in lines)
-    # a Latin letter of a bold title of 11 points is about 0.58 as wide as it is high, and one of Hangul 5/3 of that
-    padded = re.sub(r"\S", lambda found: found[0] + FILLER * (4 if found[0] >= "가" else 2), korean)
-    room = int((width - float(lines[0][3])) / 11 * 3 / 0.58)
-    made = [line.replace(FILLER, "") for line in textwrap.wrap(padded, room, break_on_hyphens=False)]
-    if len(made) > len(lines):
-        words.problems.append(f"{korean!r} is too long for its figure")
-    places = lines[-len(made) :]
-    return "".join(f"{place[1]}{html.escape(line)}</text>" for place, line in zip(places, made, strict=False))
+def aligned(lines: list[Line]) -> tuple[str, float]:
+    """What its lines, which matplotlib places one by one, have in common: a left end, a right one or a middle."""
+    for share, anchor in ((0, ""), (1, "text-anchor:end"), (0.5, "text-anchor:middle")):
+        places = [line.x + share * drawn(line) for line in lines]
+        if max(places) - min(places) < 0.1:
+            return anchor, round(places[0], 2)
+    return "", lines[0].x
+
+
+@cache
+def drawn(line: Line) -> float:
+    """How wide matplotlib took it to be."""
+    return text_to_path.get_text_width_height_descent(line.words, FontProperties(size=line.size), ismath=False)[0]
+
+
+def width(text: str) -> float:
+    """About how wide a bold text is, in letters' heights."""
+    return sum(0.95 if unicodedata.east_asian_width(letter) in "WF" else 0.58 for letter in text)
+
+
+def wrap(text: str, room: float, most: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):  # not at a space that does not break
+        longer = f"{lines[-1]} {word}".strip()
+        if width(longer) > room and lines[-1] and len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -105,6 +105,7 @@ def test_what_a_translation_lost_or_got_wrong_is_named(book, english, said, prob
     [
         ("$\\text{else}$", "$\\text{그 밖에}$"),
         ("{doc}`a <b>`", "{doc}`가 <b>`"),
+        ('[+0.1](a "b"), two of 3', '[+0.1](a "b"), 3, 2'),
         ("two of 3", "2, 3"),
         ("```python\na = 1  # one\n```", "```python\na = 1  # 하나\n```"),
         ('<img src="a" alt="b">', '<img src="a" alt="나">'),
@@ -179,6 +180,28 @@ def test_outputs_are_said_with_their_numbers_and_a_title_stays_in_its_place():
     assert say.problems == [] and [*say.used] == [*say.known]
     long = translate_html(FIGURE.format(title), Words({"At {0} the loss falls to {1} nats": "긴 글 {0} {1} " * 6}))
     assert long.count("</text>") == 3  # two lines as before
+
+
+@pytest.mark.parametrize(
+    ("places", "style"),
+    [
+        ((50, 50), ""),
+        ((23.89, 58.26), ' style="text-anchor:end"'),
+        ((23.89, 41.08), ' style="text-anchor:middle"'),
+        ((50, 90), ""),  # of no kind: where it began
+    ],
+)
+def test_a_label_of_several_lines_stays_aligned_as_it_was_and_no_line_gets_much_longer(places, style):
+    lines = '<text transform="translate({} 10)">{}</text><text transform="translate({} 22)">{}</text>'
+    say = Words({"Add two arrays. reward {0}": "Add two arrays. 보상\u00a0{0}"})
+    page = FIGURE.format(lines.format(places[0], "Add two arrays.", places[1], "reward 2"))
+    _, one, two, _ = translate_html(page, say).split("<text", 3)
+    assert one.startswith(f"{style} transform") and one.endswith(">Add two arrays.</text>")
+    assert two.startswith(f"{style} transform") and two.endswith(">보상\u00a02</text>")
+    places = {float(part.partition("translate(")[2].partition(" ")[0]) for part in (one, two)}
+    assert places == {
+        {"": min(places), ' style="text-anchor:end"': 102.44, ' style="text-anchor:middle"': 63.16}[style]
+    }
 
 
 def test_what_is_composed_is_said_by_its_parts():
