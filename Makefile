@@ -20,6 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks ko vectors student requirements clean
 
 book: $(INSTALLED)
+	$(BIN)/python -m pages edition
 	$(BIN)/jupyter-book build . --all -W --keep-going
 	$(BIN)/python -m pages check
 

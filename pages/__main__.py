@@ -1,4 +1,4 @@
-"""What the site needs besides `jupyter-book build .`: python -m pages check | execute | evidence | korean.
+"""What the site needs besides `jupyter-book build .`: python -m pages check | execute | evidence | korean | edition.
 
 Each command exits with 1 and says where when something is wrong.
 """
@@ -21,9 +21,9 @@ def main() -> None:
     )
     command = commands.add_parser("korean", help="list where the Korean edition and the English one do not agree")
     command.add_argument("names", nargs="*", help="e.g. 01_infonce README common; all by default")
-    command.add_argument(
-        "--words", action="store_true", help="first write ko/outputs/NAME.json, with what lacks a Korean"
-    )
+    command.add_argument("--words", action="store_true", help="first write ko/outputs/NAME.json, with what is not said")
+    command = commands.add_parser("edition", help="build the Korean edition, before the English one")
+    command.add_argument("--output", type=Path, default=root / "_build", help="it goes into OUTPUT/html/ko")
     options = parser.parse_args()
 
     # each command with its own libraries: the chapters' take seconds to import
@@ -41,6 +41,10 @@ def main() -> None:
         if options.words:
             korean.write_words(root, options.names or [*korean.pages(root), korean.COMMON])
         problems = korean.check(root, options.names)
+    elif options.command == "edition":
+        from pages.editions import build
+
+        problems = build(root, options.output.resolve())
     else:
         from pages.generate import generate
 

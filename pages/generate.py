@@ -6,18 +6,18 @@ import re
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment
 from markupsafe import Markup
 
 from mathlib.book import verdicts
 from mathlib.book.evidence import counted, tested
 from mathlib.book.verdicts import title
+from pages.words import Words, translate_html
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
 MEASURED = Path("mathlib", "book", "measured.json")
 # a | within a table's cell would end it
 templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "_templates"),
     trim_blocks=True,
     keep_trailing_newline=True,
     finalize=lambda value: value if isinstance(value, Markup) else str(value).replace("|", "\\|"),
@@ -28,8 +28,8 @@ def generate(root: Path) -> None:
     chapters = root / "chapters"
     write_measured(root)
     made = {
-        chapters / "evidence.md": evidence_page(root),
-        chapters / "status.md": status_page(root),
+        chapters / "evidence.md": fill(root, "evidence"),
+        chapters / "status.md": fill(root, "status"),
         root / "pages" / "_static" / "readme.svg": picture(root),
     }
     for path, text in made.items():
@@ -47,7 +47,14 @@ def measurements(root: Path) -> str:
     return verdicts.dump(verdicts.gather(sorted(root.glob("chapters/labs/*.ipynb"))))
 
 
-def evidence_page(root: Path) -> str:
+def fill(root: Path, name: str, say: Words | None = None, template: str = "") -> str:
+    """The page of evidence or of status; in Korean by its words and its template."""
+    template = template or Path(__file__).with_name("_templates").joinpath(f"{name}.md").read_text(encoding="utf-8")
+    known = evidence(root, say) if name == "evidence" else status(root)
+    return templates.from_string(template).render(**known, say=say or str)
+
+
+def evidence(root: Path, say: Words | None) -> dict:
     """What to do, and every claim that was measured: the notes' by section, then the book's."""
     gathered = json.loads(root.joinpath(MEASURED).read_text(encoding="utf-8"))
     claims = gathered["claims"]
@@ -57,14 +64,19 @@ def evidence_page(root: Path) -> str:
             if mine := [claim for claim in claims if claim["lab"] == stem and (claim["of"] == "book") == ours]:
                 groups[heading].append((name, stem, mine))
     found = tested(root / "chapters")
-    return templates.get_template("evidence.md").render(
-        advice=advice(root, claims),
-        counts=verdicts.counted(claims),
-        groups=groups,
-        picture=lambda mine: Markup(verdicts.picture(mine, settings=True)),
-        old_counts=counted([claim for made in found.values() for claim in made]),
-        old=[(title(notebook), notebook.stem, made) for notebook, made in found.items()],
-    )
+
+    def picture_of_claims(mine: list[dict]) -> Markup:
+        drawn = verdicts.picture(mine, settings=True)
+        return Markup(translate_html(drawn, say) if say else drawn)
+
+    return {
+        "advice": advice(root, claims),
+        "counts": verdicts.counted(claims),
+        "groups": groups,
+        "picture": picture_of_claims,
+        "old_counts": counted([claim for made in found.values() for claim in made]),
+        "old": [(title(notebook), notebook.stem, made) for notebook, made in found.items()],
+    }
 
 
 def advice(root: Path, claims: list[dict]) -> list[dict]:
@@ -79,7 +91,7 @@ def advice(root: Path, claims: list[dict]) -> list[dict]:
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 
 
-def status_page(root: Path) -> str:
+def status(root: Path) -> dict:
     """One table for each set of versions."""
     groups: dict[str, list[tuple]] = {}
     for path in [*sorted(root.glob("chapters/*.ipynb")), *sorted(root.glob("chapters/labs/*.ipynb"))]:
@@ -87,7 +99,7 @@ def status_page(root: Path) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
         place = path.relative_to(root / "chapters").as_posix()
         groups.setdefault(versions, []).append((title(path), place, run))
-    return templates.get_template("status.md").render(groups=groups)
+    return {"groups": groups}
 
 
 def picture(root: Path) -> str:

@@ -187,7 +187,9 @@ def tokens(text: str) -> Iterator[Token]:
         link = None
         for child in token.children or []:
             link = child if child.type == "link_open" else link
-            if link and child.type != "link_close":
+            if child.type == "link_close":
+                link = None
+            elif link:
                 link.content += child.content or " "
         yield from token.children or []
 
@@ -228,6 +230,10 @@ def say_all(root: Path) -> dict[str, Words]:
     said = {}
     for name in pages(root):
         path, said[name] = source(root, name), words(root, name)
+        if name in PAGES_OF_PAGES:
+            from pages import generate  # its libraries take seconds to import
+
+            generate.fill(root, name, said[name])
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if path.suffix == ".ipynb" else []:
             for output in cell.get("outputs", []):
                 translate_output(output, said[name])

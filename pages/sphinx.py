@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sphinx.util import logging
 
-from pages import equations
+from pages import editions, equations
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +40,24 @@ DOWNLOADS = "notebooks"
 def set_addresses(app, config) -> None:
     """What the pages link to, where it is known."""
     if repository():
-        url, config.html_baseurl = repository()
+        url, site = repository()
+        config.html_baseurl = site + editions.FOLDERS[config.language]
         name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
         config.html_context |= {"repository": url, "repository_name": name, "branch": branch}
-        config.html_context |= {"in_clone": IN_CLONE, "downloads": DOWNLOADS}
+        config.html_context |= {"in_clone": IN_CLONE, "downloads": f"{DOWNLOADS}/{editions.FOLDERS[config.language]}"}
 
 
 def complete_downloads(app, exception) -> None:
     """Open each notebook that the pages offer for download with a cell that says what to install."""
     sources = Path(app.outdir) / "_sources"
     for path in [] if exception else sources.rglob("*.ipynb"):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        text, docname = path.read_text(encoding="utf-8"), path.relative_to(sources).with_suffix("").as_posix()
+        if app.env.metadata[docname].get("korean"):
+            text = editions.in_korean(Path(app.srcdir), docname.removeprefix("chapters/"), text)
+        notebook = json.loads(text)
         if notebook["cells"][0].get("id") == "install":
             continue  # the page was built before, and did not change
-        source = install(path.relative_to(sources).with_suffix("").as_posix())
+        source = install(docname)
         cell = {"cell_type": "code", "id": "install", "metadata": {}, "execution_count": None, "outputs": []}
         notebook["cells"].insert(0, cell | {"source": source})
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -119,6 +123,7 @@ def setup(app) -> dict:
     # sphinx_external_toc looks at every live object, torch's deprecated ones too
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op`")
     app.setup_extension("pages.theme")
+    app.setup_extension("pages.editions")
     app.connect("config-inited", set_addresses)
     app.add_html_math_renderer("mathml", (equations.visit_inline, None), (equations.visit_block, None))
     app.connect("build-finished", complete_downloads)

@@ -6,6 +6,7 @@ from html import escape
 
 from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
+from sphinx.locale import _
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import solution_node
 
@@ -36,11 +37,11 @@ class Mend(SphinxPostTransform):
     default_priority = 600  # after furo, which wraps tables and equations, and after myst-nb, which hides code
     formats = ("html",)
 
-    def run(self, **_) -> None:
+    def run(self, **options) -> None:
         boxes = [*self.document.findall(nodes.container)]
         tables = [box for box in boxes if "table-wrapper" in box["classes"]]
         for number, box in enumerate(tables, start=1):
-            name = f'role="region" aria-label="Table {number}"'
+            name = f'role="region" aria-label="{_("Table")} {number}"'
             enclose(box, "div", f'class="table-wrapper container" tabindex="0" {name}')
         for box in boxes:
             if "math-wrapper" in box["classes"]:
@@ -62,7 +63,7 @@ class Mend(SphinxPostTransform):
             following[0][:0] = code.children
             cell.parent.remove(cell)
         else:
-            enclose(code, "details", 'class="hide"', "<summary>Code</summary>")
+            enclose(code, "details", 'class="hide"', f"<summary>{_('Code')}</summary>")
 
 
 def mend_page(app, pagename, templatename, context, doctree) -> None:

@@ -34,3 +34,16 @@ function leadOn() {
 }
 addEventListener("hashchange", leadOn);
 addEventListener("load", leadOn);
+// The other language: at the same place of the page, and remembered for home.
+for (const link of document.querySelectorAll("a.language")) {
+  link.addEventListener("click", () => {
+    link.hash = location.hash;
+    localStorage.language = link.hreflang;
+  });
+  if ("home" in link.dataset && localStorage.language === link.hreflang) location.replace(link.href);
+}
+if (document.documentElement.lang === "ko") {
+  // the copy buttons' own words
+  messages.ko = { copy: "복사", copy_to_clipboard: "클립보드에 복사", copy_success: "복사했습니다", copy_failure: "복사하지 못했습니다" };
+  locale = "ko";
+}

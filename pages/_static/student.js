@@ -92,6 +92,20 @@ function bm25Scores(student, text, k1 = 1.5, b = 0.75) {
 }
 const best = (scores, k) => [...scores.keys()].sort((x, y) => scores[y] - scores[x] || x - y).slice(0, k);
 
+const KOREAN = {
+  "Ask the documentation of five packages": "다섯 패키지의 문서에 물어보기",
+  "Search": "검색",
+  "Documentation": "문서",
+  "The first question loads {} MB from this site.": "처음 물을 때 이 사이트에서 {} MB를 내려받습니다.",
+  "Loading {} MB …": "{} MB를 내려받는 중 …",
+  "No word is known.": "아는 단어가 없습니다.",
+  "Answers to “{}”": "“{}”에 대한 답",
+  "Ready.": "준비되었습니다.",
+  "Static student, by cosine": "정적 학생 모델, 코사인",
+  "The data could not be loaded ({}).": "데이터를 내려받지 못했습니다({}).",
+};
+const say = (text, what) => (document.documentElement.lang === "ko" ? (KOREAN[text] ?? text) : text).replace("{}", () => what);
+
 function element(tag, properties, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
@@ -100,12 +114,12 @@ function element(tag, properties, ...children) {
 function openBox(box) {
   const megabytes = box.dataset.megabytes, address = new URL("student.bin", box.dataset.script);
   const input = element("input", { type: "search", id: "question", autocomplete: "off", enterKeyHint: "search" });
-  const label = element("label", { htmlFor: "question" }, "Ask the documentation of five packages");
-  const form = element("form", {}, label, input, element("button", {}, "Search"));
-  const status = element("p", {}, `The first question loads ${megabytes} MB from this site.`);
+  const label = element("label", { htmlFor: "question" }, say("Ask the documentation of five packages"));
+  const form = element("form", {}, label, input, element("button", {}, say("Search")));
+  const status = element("p", {}, say("The first question loads {} MB from this site.", megabytes));
   const answers = element("div", { className: "answers" });
   form.setAttribute("role", "search");
-  form.setAttribute("aria-label", "Documentation");
+  form.setAttribute("aria-label", say("Documentation"));
   status.setAttribute("role", "status");
   box.replaceChildren(form, status, answers);
   let loading, timer;
@@ -114,25 +128,25 @@ function openBox(box) {
     const entry = (d) => element(
       "li", {}, element("code", {}, student.names[d]), ` ${scores[d].toFixed(digits)}`, element("br"), student.summaries[d],
     );
-    const inside = scores ? element("ol", {}, ...best(scores, 5).map(entry)) : element("p", {}, "No word is known.");
+    const inside = scores ? element("ol", {}, ...best(scores, 5).map(entry)) : element("p", {}, say("No word is known."));
     return element("div", {}, element("h3", {}, title), inside);
   }
   async function answer() {
     const text = input.value.trim();
-    if (!loading) status.textContent = `Loading ${megabytes} MB …`;
+    if (!loading) status.textContent = say("Loading {} MB …", megabytes);
     try {
       const student = await (loading ??= loadStudent(address));
       if (input.value.trim() !== text) return; // a later question is on its way
       answers.replaceChildren();
-      status.textContent = text ? `Answers to “${text}”` : "Ready.";
+      status.textContent = text ? say("Answers to “{}”", text) : say("Ready.");
       if (!text) return;
       answers.append(
-        list(student, "Static student, by cosine", studentScores(student, text), 2),
+        list(student, say("Static student, by cosine"), studentScores(student, text), 2),
         list(student, "BM25", bm25Scores(student, text), 1),
       );
     } catch (error) {
       loading = undefined; // the next question tries again
-      status.textContent = `The data could not be loaded (${error.message}).`;
+      status.textContent = say("The data could not be loaded ({}).", error.message);
     }
   }
   input.oninput = () => {

@@ -7,7 +7,7 @@ import pytest
 from nbformat import v4
 
 from mathlib.book import evidence, verdicts
-from pages.generate import KEY, MEASURED, evidence_page, measurements, picture, status_page
+from pages.generate import KEY, MEASURED, fill, measurements, picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
     ("path", "made"),
     [
         (MEASURED, measurements),
-        ("chapters/evidence.md", evidence_page),
-        ("chapters/status.md", status_page),
+        ("chapters/evidence.md", lambda root: fill(root, "evidence")),
+        ("chapters/status.md", lambda root: fill(root, "status")),
         ("pages/_static/readme.svg", picture),
     ],
 )
@@ -56,12 +56,12 @@ def advise(book, label, verdict):
 
 
 def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_books(book):
-    before, advice, rest = evidence_page(book).partition(
+    before, advice, rest = fill(book, "evidence").partition(
         "few \\| many\n: **do.** 0.1.\n"
         ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part).\n'
     )
     assert "## What to do" in before and advice
-    assert "Of 2 statements 0 hold, 1 holds in part, 1 is not shown, 0 are reversed, 0 are derived." in rest
+    assert "The verdicts of 2 statements: holds 0, holds in part 1, not shown 1, reversed 0, derived 0." in rest
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
     assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
     assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes
@@ -73,7 +73,7 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
 def test_advice_whose_verdict_changed_is_not_written(book, label, found):
     advise(book, label, "holds")
     with pytest.raises(ValueError, match=f"few . many: {label} must be 'holds', was {found}"):
-        evidence_page(book)
+        fill(book, "evidence")
 
 
 def test_a_table_is_read_from_what_a_chapter_stores(book):
@@ -83,7 +83,7 @@ def test_a_table_is_read_from_what_a_chapter_stores(book):
         evidence.measured("claim-c", "a < b | c", effects={"first": [1.0] * 5}, unit="m", **five),
         evidence.computed("claim-d", "b", experiment="sum", said="1", found="2"),
     )
-    table = evidence_page(book)
+    table = fill(book, "evidence")
     assert "2 statements have been tested: 1 hold, 0 hold in some cases, 1 do not hold." in table
     assert (
         "| [a &lt; b \\| c](#claim-c) | **holds** | first: +1.000\xa0±\xa00.000<br>*m, mean ± sd over 5 seeds* | none |"
@@ -106,7 +106,7 @@ def test_each_set_of_versions_has_a_table(tmp_path):
         path = tmp_path.joinpath("chapters", f"{name}.ipynb")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(v4.writes(notebook), encoding="utf-8")
-    head, first, second = status_page(tmp_path).split("## With Python 3.12.1\n")
+    head, first, second = fill(tmp_path, "status").split("## With Python 3.12.1\n")
     assert "Python 3.12.1, torch 2.1." in first and "Python 3.12.1, torch 2.2." in second
     assert "| [Title of 00_x](00_x.ipynb) | 2026-02-03 | 4.1 |\n| [Title of labs/02_z](labs/02_z.ipynb) |" in first
     assert "| [Title of 01_y](01_y.ipynb) | 2026-02-03 | 4.1 |" in second
