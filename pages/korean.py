@@ -33,7 +33,7 @@ DIRECTIVE = re.compile(r"\{([\w:-]+)\} *(.*)")
 OPTION = re.compile(r"^:[\w-]+:.*$", re.MULTILINE)
 LITERAL = {"bibliography", "eval-rst", "math"}
 # What is said within formulas, by tags, in templates, and in the comments of code.
-SAID = re.compile(r'(?<=text)\{[^{}]*\}|\b(?:alt|aria-label|placeholder|title)="[^"]*"|(?<=[ (])"[^"]*"')
+SAID = re.compile(r'(?<=text)\{[^{}]*\}|\b(?:alt|aria-label|placeholder|title)="[^"]*"|(?:^|(?<=[ (]))"[^"]*"')
 COMMENT = re.compile(r"(?:^|  +)# .*$", re.MULTILINE)
 TAG = re.compile(r"<[^>]*>|\{%.*?%\}")
 
@@ -275,8 +275,9 @@ def check(root: Path, names: list[str]) -> list[str]:
     """All that is wrong, each line with its place."""
     found: list[str] = []
     for name in names or pages(root):
-        broken, unfinished = compare(root, name)
-        found += [*broken, *unfinished, *changes(root, name)] if name != COMMON else []
+        if name != COMMON:
+            broken, unfinished = compare(root, name)
+            found += [*broken, *unfinished, *changes(root, name)]
     return found + compare_words(root, names or [*pages(root), COMMON])
 
 
