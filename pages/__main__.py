@@ -38,9 +38,7 @@ def main() -> None:
     elif options.command == "korean":
         from pages import korean
 
-        if options.words:
-            korean.write_words(root, options.names or [*korean.pages(root), korean.COMMON])
-        problems = korean.check(root, options.names)
+        problems = korean.check(root, options.names, options.words)
     elif options.command == "edition":
         from pages.editions import build
 

@@ -53,7 +53,7 @@ def build(root: Path, output: Path) -> list[str]:
 
 def in_korean(root: Path, name: str, text: str) -> str:
     """A page's source with Korean words."""
-    cells, say = korean.korean(korean.target(root, name)), korean.words(root, name)
+    cells, say = korean.korean(korean.target(root, name)), korean.words(root)
     said = {
         cell: CLAIM_TITLE.sub(r"\1)", TERM.sub(r"{doc}\1<notation>`", text)) for cell, (_, _, text) in cells.items()
     }

@@ -13,7 +13,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
@@ -32,30 +31,22 @@ SECTION = re.compile(r"^(```+|:::+).*?^\1$|^#{1,2} ", re.MULTILINE | re.DOTALL) 
 DIRECTIVE = re.compile(r"\{([\w:-]+)\} *(.*)")
 OPTION = re.compile(r"^:[\w-]+:.*$", re.MULTILINE)
 LITERAL = {"bibliography", "eval-rst", "math"}
+SAME = re.compile(r"math|amsmath|fence|colon|code|myst_target|substitution|directive|link$")
 # What is said within formulas, by tags, in templates, and in the comments of code.
 SAID = re.compile(r'(?<=text)\{[^{}]*\}|\b(?:alt|aria-label|placeholder|title)="[^"]*"|(?:^|(?<=[ (]))"[^"]*"')
 COMMENT = re.compile(r"(?:^|  +)# .*$", re.MULTILINE)
 TAG = re.compile(r"<[^>]*>|\{%.*?%\}")
 
-EQUATION = re.compile(r"\{(?:eq|numref)\}`[^`]+`[가-힣]")
-BOTH = re.compile(r"[은는이가을를과와]\([은는이가을를과와]\)")
-# A number, or a formula of one letter, and a particle, which depends on whether it is read with a vowel at its end.
+# A number, or a formula of one letter, and a particle, which depends on how its end is read.
 READ = re.compile(r"([\d%]|\$[A-Za-z]\$)(은|는|이|가|을|를|과|와|으로|로)(?![가-힣])")
-VOWEL, L_OR_R, OTHER = ("는가를와로", "은이을과로", "은이을과으로")
+AFTER = {last: "은이을과로" if last in "178LR" else "은이을과으로" for last in "013678LMNR"}
+SHOWN = {
+    r"\{(?:eq|numref)\}`[^`]+`[가-힣]": "the particle depends on a number: write 식 before it",
+    r"[은는이가을를과와]\([은는이가을를과와]\)": "write the one that is read",
+}
 
 extensions = {"amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"}
 markdown = create_md_parser(MdParserConfig(enable_extensions=extensions), RendererHTML)
-
-
-class Cell(NamedTuple):
-    line: int
-    digest: str
-    text: str
-
-
-class Found(NamedTuple):
-    broken: list[str]  # no build will have it
-    unfinished: list[str]  # until then the page is shown in English
 
 
 def digest(text: str) -> str:
@@ -86,55 +77,51 @@ def english(path: Path, text: str = "") -> dict[str, str]:
         found = {cell["id"]: "".join(cell["source"]) for cell in cells}
         return {name: said for name, said in found.items() if SILENT.sub("", said).strip()}
     starts = [found.start() for found in SECTION.finditer(text) if not found[1]]
-    ends = [*starts[1:], len(text)] if starts else []
-    return {f"s{n}": text[start:end] for n, (start, end) in enumerate(zip(starts, ends, strict=True))}
+    return {f"s{n}": text[a:b] for n, (a, b) in enumerate(zip(starts, [*starts[1:], None], strict=False))}
 
 
-def korean(path: Path) -> dict[str, Cell]:
+def korean(path: Path) -> dict[str, tuple[int, str, str]]:
+    """By id, the line of its mark, the digest of the English that it says, and what it says."""
     raw = path.read_bytes() if path.exists() else b""
     try:
         parts = MARK.split(raw.decode())
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f":{line}: must be UTF-8, {error.reason}") from None
-    cells: dict[str, Cell] = {}
+    cells: dict[str, tuple[int, str, str]] = {}
     line = 1 + parts[0].count("\n")
     for name, made, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         if name in cells:
             raise ValueError(f":{line}: {name} must stand once")
-        cells[name] = Cell(line, made, text.strip())
+        cells[name] = line, made, text.strip()
         line += 1 + text.count("\n")
     return cells
 
 
-def compare(root: Path, name: str) -> Found:
-    """What is wrong with a page's Korean; each line begins with its place."""
-    ours, broken, unfinished = english(source(root, name)), [], []
-    path = target(root, name)
+def compare(root: Path, name: str) -> tuple[list[str], list[str]]:
+    """What no build will have, and what is unfinished, so that the page is shown in English; each with its place."""
+    ours, path = english(source(root, name)), target(root, name)
+    broken: list[str] = []
+    unfinished: list[str] = []
     where = path.relative_to(root).as_posix()
     try:
         theirs = korean(path)
     except ValueError as error:
-        return Found([f"{where}{error}"], [])
+        return [f"{where}{error}"], []
     for cell, said in ours.items():
-        if cell not in theirs or not theirs[cell].text:
-            unfinished.append(
-                f"{where}: the Korean is missing: <!-- {cell} {digest(said)} --> {' '.join(said.split())[:60]}"
-            )
+        if not theirs.get(cell, ("",))[-1]:
+            unfinished.append(f"{where}: no Korean for <!-- {cell} {digest(said)} --> {' '.join(said.split())[:60]}")
     for cell, (line, made, text) in theirs.items():
-        if cell not in ours:
+        said = ours.get(cell, "")
+        odd = [*differences(said, text), *traps(said, text)] if said and text else []
+        (broken if made == digest(said) else unfinished).extend(f"{where}:{line}: {each}" for each in odd)
+        if not said:
             broken.append(f"{where}:{line}: {source(root, name).name} has no cell {cell}")
-            continue
-        now = digest(ours[cell])
-        if made != now:
-            unfinished.append(
-                f"{where}:{line}: the English has changed; once this says it, write <!-- {cell} {now} -->"
-            )
-        odd = [*differences(ours[cell], text), *traps(ours[cell], text)] if text else []
-        (broken if made == now else unfinished).extend(f"{where}:{line}: {each}" for each in odd)
+        elif made != digest(said):
+            unfinished.append(f"{where}:{line}: the English has changed; then write <!-- {cell} {digest(said)} -->")
     if [cell for cell in theirs if cell in ours] != [cell for cell in ours if cell in theirs]:
         broken.append(f"{where}: its cells must stand in the order of the English, {', '.join(ours)}")
-    return Found(broken, unfinished)
+    return broken, unfinished
 
 
 def differences(ours: str, theirs: str) -> Iterator[str]:
@@ -149,49 +136,35 @@ def kept(text: str) -> Iterator[str]:
     headings, numbers = 0, set()
     for token in tokens(text):
         said = " ".join((COMMENT if token.type == "fence" else SAID).sub("", token.content).split())
-        match token.type.partition("_")[0]:
-            case "heading" if token.nesting == 1:
-                headings += 1
-                yield f"heading {headings} of level {token.tag[1]}"
-            case "math" | "amsmath":
-                yield f"${said.replace(' ', '')}$ {token.info}"
-            case "fence" | "colon":
-                yield f"{token.markup}{token.info} {said}"
-            case "directive":
-                yield f"{{{token.info}}}"
-                yield from OPTION.findall(token.content)
-            case "myst" if token.meta:  # a role; its text may be said
-                yield f"{{{token.meta['name']}}}`{said.rpartition('<')[2].strip('>')}`"
-            case "myst" | "code" | "substitution":
-                yield f"{token.type} {said}"
-            case "link" if token.content:
-                yield f"link to {token.attrs}, {NUMBER.findall(said)}"
-            case "image":
-                yield f"image {token.attrs['src']}"
-            case "html":
-                yield from TAG.findall(said)
-            case "text":
-                yield from TAG.findall(said)
-                numbers |= {*re.findall(r"\d+(?:[.,]\d+)*", said)}
+        if token.type == "heading_open":
+            headings += 1
+            yield f"heading {headings} of level {token.tag[1]}"
+        elif SAME.match(token.type):
+            yield f"{token.type} {token.info} {said.replace(' ', '') if 'math' in token.type else said}"
+        elif token.type == "myst_role":  # its text may be said
+            yield f"{{{token.meta['name']}}}`{said.rpartition('<')[2].strip('>')}`"
+        elif token.type == "image":
+            yield f"image {token.attrs['src']}"
+        elif token.type.startswith(("html", "text")):
+            yield from TAG.findall(said)
+            numbers |= {*re.findall(r"\d+(?:[.,]\d+)*", said)} if token.type == "text" else set()
     yield from (f"number {number}" for number in numbers)
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """The parts of a text, with those of its directives and its lines; a link's content is what it says."""
+    """The parts of a text, with those of its directives and its lines; of a link's text its numbers."""
     for token in markdown.parse(text):
         if token.type.endswith("fence") and (found := DIRECTIVE.fullmatch(token.info)) and found[1] not in LITERAL:
-            yield Token("directive", "", 0, info=found[1], content=token.content)
+            yield Token("directive", "", 0, info=found[1], content=" ".join(OPTION.findall(token.content)))
             yield from tokens(f"{found[2]}\n\n{OPTION.sub('', token.content)}")
         else:
             yield token
-        link = None
-        for child in token.children or []:
-            link = child if child.type == "link_open" else link
-            if child.type == "link_close":
-                link = None
-            elif link:
-                link.content += child.content or " "
-        yield from token.children or []
+        parts = token.children or []
+        yield from parts
+        for start in [n for n, part in enumerate(parts) if part.type == "link_open"]:
+            end = next(n for n, part in enumerate(parts) if n > start and part.type == "link_close")
+            numbers = NUMBER.findall(" ".join(part.content for part in parts[start:end]))
+            yield Token("link", "", 0, info=str(parts[start].attrs), content=" ".join(numbers))
 
 
 def traps(ours: str, theirs: str) -> Iterator[str]:
@@ -200,11 +173,9 @@ def traps(ours: str, theirs: str) -> Iterator[str]:
     if after.count("*") > before.count("*"):
         yield f"asterisks will show, {after[after.index('*') :][:20]!r}: write **온도**(temperature)는"
     yield from (f"{odd} will show: write *...*" for odd in re.findall(r"_\S*_[가-힣]", after))
-    yield from (f"{odd}: its particle depends on a number: write 식 before it" for odd in EQUATION.findall(theirs))
-    yield from (f"{odd}: write the one that is read" for odd in BOTH.findall(theirs))
+    yield from (f"{odd}: {better}" for shown, better in SHOWN.items() for odd in re.findall(shown, theirs))
     for read, particle in READ.findall(theirs):
-        last = read.strip("$").upper()
-        if particle not in (L_OR_R if last in "178LR" else OTHER if last in "036MN" else VOWEL):
+        if particle not in AFTER.get(read.strip("$").upper(), "는가를와로"):
             yield f"{read}{particle}: write the particle that is read, or a noun before it"
 
 
@@ -219,81 +190,69 @@ def outputs(root: Path) -> dict[str, dict[str, str | None]]:
     return found
 
 
-def words(root: Path, name: str) -> Words:
-    found = outputs(root)
-    others = found if name in PAGES_OF_PAGES else ()
-    return Words({text: korean for each in (*others, COMMON, name) for text, korean in found.get(each, {}).items()})
+def words(root: Path) -> Words:
+    return Words({text: korean for page in outputs(root).values() for text, korean in page.items()})
 
 
 def say_all(root: Path) -> dict[str, Words]:
     """What each page's outputs say."""
-    said = {}
-    for name in pages(root):
-        path, said[name] = source(root, name), words(root, name)
-        if name in PAGES_OF_PAGES:
-            from pages import generate  # its libraries take seconds to import
+    from pages import generate  # its libraries take seconds to import
 
-            generate.fill(root, name, said[name])
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if path.suffix == ".ipynb" else []:
-            for output in cell.get("outputs", []):
-                translate_output(output, said[name])
+    said = {name: words(root) for name in pages(root)}
+    for name, say in said.items():
+        if name in PAGES_OF_PAGES:
+            generate.fill(root, name, say)
+        elif (path := source(root, name)).suffix == ".ipynb":
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            for output in [output for cell in cells for output in cell.get("outputs", [])]:
+                translate_output(output, say)
     return said
 
 
-def assign(said: dict[str, Words]) -> dict[str, dict[str, str | None]]:
-    """What is said, by the file in which it should stand."""
+def compare_words(root: Path, names: list[str], write: bool = False) -> list[str]:
+    """What has no Korean, or is no longer said. Written are files with all that is said, "" for what has none."""
+    said = say_all(root)
     times = Counter(text for name, say in said.items() if name not in PAGES_OF_PAGES for text in say.used)
-    files: dict[str, dict[str, str | None]] = {COMMON: {text: None for text, count in times.items() if count > 1}}
-    for name, say in said.items():
-        files[name] = {text: None for text in say.used if times[text] == (name not in PAGES_OF_PAGES)}
-    return files
-
-
-def compare_words(root: Path, names: list[str]) -> list[str]:
-    """What has no Korean, or is no longer said."""
-    has, said = outputs(root), say_all(root)
-    lines = [f"ko/outputs/{name}.json: {odd}" for name in said if name in names for odd in said[name].problems]
-    for name, wanted in assign(said).items():
-        if name in names:
-            have, where = has.get(name, {}), f"ko/outputs/{name}.json"
-            lines += [f"{where}: no Korean for {text!r}" for text in wanted if have.get(text, "") == ""]
-            lines += [f"{where}: nothing says {text!r}" for text in have if text not in wanted]
+    files = {
+        name: {t: k for t, k in say.used.items() if times[t] == (name not in PAGES_OF_PAGES)}
+        for name, say in said.items()
+    }
+    files[COMMON] = {text: korean for say in said.values() for text, korean in say.used.items() if times[text] > 1}
+    lines = []
+    for name in names:
+        path = root / f"ko/outputs/{name}.json"
+        if write and files[name]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(files[name], indent=1, ensure_ascii=False)
+            path.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+        odd = said[name].problems if name in said else []
+        odd = odd + [f"no Korean for {text!r}" for text, korean in files[name].items() if korean == ""]
+        odd += [f"nothing says {text!r}" for text in outputs(root).get(name, {}) if text not in files[name]]
+        lines += [f"{path.relative_to(root).as_posix()}: {each}" for each in odd]
     return lines
 
 
-def write_words(root: Path, names: list[str]) -> None:
-    """Files with all that is said, in its order, and "" for what has no Korean yet."""
-    root.joinpath("ko/outputs").mkdir(parents=True, exist_ok=True)
-    has = {text: korean for file in outputs(root).values() for text, korean in file.items()}
-    for name, wanted in assign(say_all(root)).items():
-        if name in names and wanted:
-            file = json.dumps({text: has.get(text, "") for text in wanted}, indent=1, ensure_ascii=False)
-            root.joinpath(f"ko/outputs/{name}.json").write_text(f"{file}\n", encoding="utf-8", newline="\n")
-
-
-def check(root: Path, names: list[str]) -> list[str]:
+def check(root: Path, names: list[str], write: bool = False) -> list[str]:
     """All that is wrong, each line with its place."""
-    found: list[str] = []
-    for name in names or pages(root):
-        if name != COMMON:
-            broken, unfinished = compare(root, name)
-            found += [*broken, *unfinished, *changes(root, name)]
-    return found + compare_words(root, names or [*pages(root), COMMON])
+    names = names or [*pages(root), COMMON]
+    found = [line for name in names if name != COMMON for lines in compare(root, name) for line in lines]
+    found += [line for name in names if name != COMMON for line in changes(root, name)]
+    return found + compare_words(root, names, write)
 
 
 def changes(root: Path, name: str) -> Iterator[str]:
     """How the English of stale cells changed since it was said in Korean, out of git's history."""
-    path, theirs = source(root, name), korean(target(root, name))
-    stale = {
-        cell: said for cell, said in english(path).items() if cell in theirs and theirs[cell].digest != digest(said)
-    }
-    for commit in git(root, "log", "--format=%h", "--", str(path)).split() if stale else []:
-        old = english(path, git(root, "show", f"{commit}:{path.relative_to(root).as_posix()}"))
-        for cell in [cell for cell in stale if digest(old.get(cell, "")) == theirs[cell].digest]:
+    path = source(root, name)
+    place, made = (
+        path.relative_to(root).as_posix(),
+        {cell: each[1] for cell, each in korean(target(root, name)).items()},
+    )
+    stale = {cell: said for cell, said in english(path).items() if made.get(cell, digest(said)) != digest(said)}
+    for commit in git(root, "log", "--format=%h", "--", place).split() if stale else []:
+        old = english(path, git(root, "show", f"{commit}:{place}"))
+        for cell in [cell for cell in stale if digest(old.get(cell, "")) == made[cell]]:
             lines = difflib.ndiff(old[cell].splitlines(), stale.pop(cell).splitlines())
-            yield "\n".join(
-                [f"{path.name}, {cell}, since {commit}:", *(line.rstrip() for line in lines if line[0] != " ")]
-            )
+            yield "\n".join([f"{place}, {cell}, since {commit}:", *(line.rstrip() for line in lines if line[0] != " ")])
 
 
 def git(root: Path, *arguments: str) -> str:

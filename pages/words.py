@@ -6,26 +6,29 @@ outputs stay the English book's, and a run that changes only numbers needs no tr
 
 import html
 import re
-import unicodedata
+import textwrap
 
 NUMBER = re.compile(r"[+−-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 # Single letters, and names of functions, are the same in every language.
 SAYS_NOTHING = re.compile(r"[^A-Za-z]*(?:[A-Za-z]?|[\w.]*[._]\w[\w.]*(?:\(\))?)[^A-Za-z]*")
-EDGES = re.compile(r"([\s,:]*)(.*?)([\s,:]*)", re.DOTALL)
-# A verdict lists its cases, which have names of their own, and so has what controls a case.
-VERDICT = re.compile(r"(?P<verdict>.+?)(?P<rest> \((?:not shown|shown|reversed) for .*\))")
-CASES = re.compile(r"( \(|; | / |(?:not shown|shown|reversed) for |\)$)")
+EDGES = re.compile(r"([\s,:.]*)(.*?)([\s,:]*)", re.DOTALL)
+# A verdict lists its cases, which have names of their own, and a control has that of what it controls.
+COMPOSED = re.compile(r".+? \((?:not shown|shown|reversed) for .*\)|control, .*")
+PARTS = re.compile(r"( \((?=not shown for|shown for|reversed for)|; | / |(?:not shown|shown|reversed) for |\)$)")
 CONTROL = re.compile(r"(control)(, .+?)(: .*)?")
 
-UNSEEN = re.compile(r"<(style|script)\b.*?</\1>", re.DOTALL)
-ATTRIBUTE = re.compile(r'(\b(?:aria-label|alt|title|placeholder|data-label|data-value)=")([^"]*)"')
 # what a slider's script says of it: its label and its value
-SPOKEN = re.compile(r'(data-label="([^"]*)".*?aria-valuetext=")\2 ([^"]*)"', re.DOTALL)
-BETWEEN_TAGS = re.compile(r"(?<=>)[^<>]+(?=<)")
+SPOKEN = re.compile(r'(data-label="([^"]*)".*?aria-valuetext=")\2 ([^"]*)', re.DOTALL)
 # matplotlib writes the lines of a text one by one, each below the other and styled alike
-LINES = re.compile(r'(?:<text((?: style="[^"]*")?) transform="translate\(([\d.]+) [\d.]+\)">[^<]*</text>)+')
-LINE = re.compile(r'(<text(?: style="[^"]*")? transform="translate\([\d.]+ ([\d.]+)\)">)([^<]*)</text>')
-TITLE = 11  # the size of a figure's title, bold
+LINE = re.compile(r'(<text((?: style="[^"]*")?) transform="translate\(([\d.]+) ([\d.]+)\)">)([^<]*)</text>')
+SAID = re.compile(
+    r"(?P<unseen><(style|script)\b.*?</\2>)"
+    r'|(?P<lines>(?:<text(?: style="[^"]*")? transform="translate\([\d.]+ [\d.]+\)">[^<]*</text>)+)'
+    r'|(?P<name>\b(?:aria-label|alt|title|placeholder|data-label|data-value)=")(?P<value>[^"]*)'
+    r"|(?<=>)(?P<text>[^<>]+)(?=<)",
+    re.DOTALL,
+)
+FILLER = "\ue000"
 
 
 class Words:
@@ -40,18 +43,17 @@ class Words:
         before, inner, after = EDGES.fullmatch(text).groups()
         if SAYS_NOTHING.fullmatch(inner):
             return text
-        if found := VERDICT.fullmatch(inner):
-            return before + self(found["verdict"]) + "".join(map(self, CASES.split(found["rest"]))) + after
-        if found := CONTROL.fullmatch(inner):
-            return before + "".join(self(part) for part in found.groups("")) + after
+        if COMPOSED.fullmatch(inner):
+            control = CONTROL.fullmatch(inner)
+            return before + "".join(map(self, control.groups("") if control else PARTS.split(inner))) + after
         numbers = NUMBER.findall(inner)
-        parts = (part.replace("{", "{{").replace("}", "}}") for part in NUMBER.split(inner))
-        template = "".join(part + f"{{{n}}}" * (n < len(numbers)) for n, part in enumerate(parts))
+        parts = NUMBER.sub("\0", inner.replace("{", "{{").replace("}", "}}")).split("\0")
+        template = "".join(f"{{{n - 1}}}" * (n > 0) + part for n, part in enumerate(parts))
         korean = self.used[template] = self.known.get(template, "")
         try:
             return before + korean.format(*numbers) + after if korean else text
-        except (IndexError, KeyError, ValueError) as error:
-            self.problems.append(f"{korean!r} has other numbers in braces than {template!r}: {error!r}")
+        except (IndexError, KeyError, ValueError):
+            self.problems.append(f"{korean!r} must have the numbers of {template!r}")
             return text
 
 
@@ -65,66 +67,42 @@ def translate_output(output: dict, words: Words) -> None:
 
 def translate_html(page: str, words: Words) -> str:
     """An output's words, those of its figures, and those that only a screen reader says."""
-    saved: list[str] = []
 
-    def save(text: str) -> str:
-        saved.append(text)
-        return f"\ue000{len(saved) - 1}\ue001"
+    def say(text: str) -> str:
+        return html.escape(words(html.unescape(text)))
 
-    page = UNSEEN.sub(lambda found: save(found[0]), page)
-    page = SPOKEN.sub(lambda found: f'{found[1]}{say(found[2], words)} {say(found[3], words)}"', page)
-    page = ATTRIBUTE.sub(lambda found: f'{found[1]}{say(found[2], words)}"', page)
-    page = LINES.sub(lambda found: save(translate_lines(found, words)), page)
-    page = BETWEEN_TAGS.sub(lambda found: say(found[0], words), page)
-    return re.sub("\ue000(\\d+)\ue001", lambda found: saved[int(found[1])], page)
+    def replace(found: re.Match) -> str:
+        if found["lines"]:
+            width = re.findall(r'viewBox="0 0 ([\d.]+)', page[: found.start()])[-1]
+            return "".join(translate_lines(lines, float(width), words) for lines in paragraphs(found["lines"]))
+        return found["unseen"] or (found["name"] or "") + say(found["value"] or found["text"] or "")
 
-
-def say(text: str, words: Words) -> str:
-    return html.escape(words(html.unescape(text)))
+    page = SPOKEN.sub(lambda found: f"{found[1]}{say(found[2])} {say(found[3])}", page)
+    return SAID.sub(replace, page)
 
 
-def translate_lines(found: re.Match, words: Words) -> str:
-    """A text in a figure, on at most as many lines as in English, the last of which stand next to the axes."""
-    room = (float(re.findall(r'viewBox="0 0 ([\d.]+)', found.string[: found.start()])[-1]) - float(found[2])) / TITLE
-    out = ""
-    for lines in paragraphs(found[0]):
-        text = html.unescape(" ".join(words for _, _, words in lines))
-        korean = words(text)
-        if korean == text:
-            out += "".join(f"{tag}{words}</text>" for tag, _, words in lines)
-            continue
-        made = wrap(korean, room, len(lines))
-        if "font-weight" in found[1] and width(made[-1]) > room:
-            words.problems.append(f"{korean!r} is too long for its figure, by {width(made[-1]) / room - 1:.0%}")
-        places = lines[-len(made) :]
-        out += "".join(f"{tag}{html.escape(line)}</text>" for (tag, _, _), line in zip(places, made, strict=True))
-    return out
-
-
-def paragraphs(texts: str) -> list[list[tuple[str, float, str]]]:
-    """The lines (tag, y, words) that follow each other at a line's distance, in groups."""
-    groups: list[list[tuple[str, float, str]]] = []
-    for tag, y, words in LINE.findall(texts):
-        near = (
-            groups
-            and 10 < float(y) - groups[-1][-1][1] < 15
-            and tag.partition("tr")[0] == groups[-1][-1][0].partition("tr")[0]
-        )
-        groups[-1].append((tag, float(y), words)) if near else groups.append([(tag, float(y), words)])
+def paragraphs(texts: str) -> list[list[re.Match]]:
+    """Its lines, by what follows at a line's distance in the same style."""
+    groups: list[list[re.Match]] = [[]]
+    for line in LINE.finditer(texts):
+        last = groups[-1][-1] if groups[-1] else line
+        if line is not last and not (line[2] == last[2] and 10 < float(line[4]) - float(last[4]) < 15):
+            groups.append([])
+        groups[-1].append(line)
     return groups
 
 
-def width(text: str) -> float:
-    """About how wide a bold text is, in letters' heights."""
-    return sum(0.95 if unicodedata.east_asian_width(letter) in "WF" else 0.58 for letter in text)
-
-
-def wrap(text: str, room: float, most: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if width(longer) > room and lines[-1] and len(lines) < most:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+def translate_lines(lines: list[re.Match], width: float, words: Words) -> str:
+    """A text in a figure, on at most as many lines as in English, the last of which stand next to the axes."""
+    english = html.unescape(" ".join(line[5] for line in lines))
+    korean = words(english)
+    if korean == english:
+        return "".join(line[0] for line in lines)
+    # a Latin letter of a bold title of 11 points is about 0.58 as wide as it is high, and one of Hangul 5/3 of that
+    padded = re.sub(r"\S", lambda found: found[0] + FILLER * (4 if found[0] >= "가" else 2), korean)
+    room = int((width - float(lines[0][3])) / 11 * 3 / 0.58)
+    made = [line.replace(FILLER, "") for line in textwrap.wrap(padded, room, break_on_hyphens=False)]
+    if len(made) > len(lines):
+        words.problems.append(f"{korean!r} is too long for its figure")
+    places = lines[-len(made) :]
+    return "".join(f"{place[1]}{html.escape(line)}</text>" for place, line in zip(places, made, strict=False))

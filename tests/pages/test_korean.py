@@ -61,28 +61,32 @@ def test_what_agrees_passes(book):
 @pytest.mark.parametrize(
     ("english", "said", "problem"),
     [
-        ("$a_1$", "$a_2$", "lost $a_1$"),
-        ("$$\na\n$$ (x)", "$$\na\n$$ (y)", "lost $a$ x"),
-        ("text", "text $a$", "the English has no $a$"),
+        ("$a_1$", "$a_2$", "lost math_inline  a_1"),
+        ("$$\na\n$$ (x)", "$$\na\n$$ (y)", "lost math_block_label x a"),
+        ("text", "text $a$", "the English has no math_inline  a"),
         ("{py:func}`a`", "{py:func}`b`", "lost {py:func}`a`"),
         ("{doc}`a <b>`", "{doc}`a <c>`", "lost {doc}`b`"),
         ("{cite}`a`", "글", "lost {cite}`a`"),
-        ("`a`", "글", "lost code_inline a"),
-        ("```python\na = 1  # one\n```", "```python\na = 2  # 하나\n```", "lost ```python a = 1"),
-        ("(a)=\n## b", "## b", "lost myst_target a"),
+        ("`a`", "글", "lost code_inline  a"),
+        ("```python\na = 1  # one\n```", "```python\na = 2  # 하나\n```", "lost fence python a = 1"),
+        ("(a)=\n## b", "## b", "lost myst_target  a"),
         ("## a", "### 가", "lost heading 1 of level 2"),
-        ('[+0.1](a "b")', '[+0.2](a "b")', "lost link to {'href': 'a', 'title': 'b'}, ['+0.1']"),
-        ('[a](a "b")', "[a](a)", "lost link to {'href': 'a', 'title': 'b'}, []"),
+        ('[+0.1](a "b")', '[+0.2](a "b")', "lost link {'href': 'a', 'title': 'b'} +0.1"),
+        ('[a](a "b")', "[a](a)", "lost link {'href': 'a', 'title': 'b'}"),
         ("![a](a.svg)", "![가](b.svg)", "lost image a.svg"),
         ("in 1,024 steps", "스텝에서", "lost number 1,024"),
         ('<details class="a">', "<details>", 'lost <details class="a">'),
-        ("```{exercise} A\n:label: a\n$x$\n```", "```{exercise} 가\n:label: b\n$x$\n```", "lost :label: a"),
-        ("```{exercise} A\n:label: a\n$x$\n```", "```{exercise} 가\n:label: a\n글\n```", "lost $x$"),
+        (
+            "```{exercise} A\n:label: a\n$x$\n```",
+            "```{exercise} 가\n:label: b\n$x$\n```",
+            "lost directive exercise :label: a",
+        ),
+        ("```{exercise} A\n:label: a\n$x$\n```", "```{exercise} 가\n:label: a\n글\n```", "lost math_inline  x"),
         ("a", "**온도(temperature)**는", "asterisks will show"),
         ("a", "**95 %**는", "asterisks will show"),
         ("$a$", "**$a$**는", "asterisks will show"),
         ("a", "_내적_입니다", "_내적_입 will show"),
-        ("{eq}`a`", "{eq}`a`을", "{eq}`a`을: its particle depends on a number"),
+        ("{eq}`a`", "{eq}`a`을", "{eq}`a`을: the particle depends on a number"),
         ("3", "3를", "3를: write the particle that is read"),
         ("1", "1으로", "1으로: write the particle that is read"),
         ("$N$", "$N$는", "$N$는: write the particle that is read"),
@@ -119,20 +123,20 @@ def test_cells_that_are_missing_unknown_or_out_of_order_are_named(book):
     translate(book, "가", english=["a"])
     assert korean.compare(book, "page") == (
         [],
-        [f"ko/page.md: the Korean is missing: <!-- b {korean.digest('b')} --> b"],
+        [f"ko/page.md: no Korean for <!-- b {korean.digest('b')} --> b"],
     )
     translate(book, "나", "가", "다", english=["b", "a", "c"], ids="bax")
-    assert korean.compare(book, "page").broken == [
+    assert korean.compare(book, "page")[0] == [
         "ko/page.md:7: page.ipynb has no cell x",
         "ko/page.md: its cells must stand in the order of the English, a, b",
     ]
     translate(book, "가", "가", english=["a", "a"], ids="aa")
-    assert korean.compare(book, "page").broken == ["ko/page.md:4: a must stand once"]
+    assert korean.compare(book, "page")[0] == ["ko/page.md:4: a must stand once"]
 
 
 def test_a_file_that_is_not_utf_8_is_named_with_its_line(book):
     book.joinpath("ko/page.md").write_bytes("<!-- a 00000000 -->\n온도".encode("euc-kr"))
-    assert korean.compare(book, "page").broken == ["ko/page.md:2: must be UTF-8, invalid start byte"]
+    assert korean.compare(book, "page")[0] == ["ko/page.md:2: must be UTF-8, invalid start byte"]
     book.joinpath("ko/outputs/page.json").write_bytes(b'{"a": "')
     with pytest.raises(ValueError, match=r"^ko/outputs/page.json: "):
         korean.outputs(book)
@@ -145,7 +149,7 @@ def test_an_edit_of_the_english_is_shown_until_its_korean_is_looked_at(book):
     write(book, new := ENGLISH.replace("temperature", "margin"))
     assert korean.compare(book, "page") == (
         [],
-        [f"ko/page.md:1: the English has changed; once this says it, write <!-- a {korean.digest(new)} -->"],
+        [f"ko/page.md:1: the English has changed; then write <!-- a {korean.digest(new)} -->"],
     )
     (change,) = korean.changes(book, "page")
     assert "\n- See {eq}`one` and **temperature**.\n" in change and "\n+ See {eq}`one` and **margin**.\n" in change
@@ -197,9 +201,9 @@ def test_words_that_are_missing_unused_too_long_or_lack_a_number_are_named(book)
     found = korean.compare_words(book, ["page"])
     assert len(found) == 4 and all(line.startswith("ko/outputs/page.json: ") for line in found)
     for line, part in zip(
-        found, ("'{2}' has other numbers", "is too long", "no Korean for 'new'", "'gone'"), strict=True
+        found, ("'{2}' must have the numbers", "is too long", "no Korean for 'new'", "'gone'"), strict=True
     ):
         assert part in line
-    korean.write_words(book, ["page"])
+    korean.compare_words(book, ["page"], write=True)
     written = json.loads(book.joinpath("ko/outputs/page.json").read_text(encoding="utf-8"))
     assert [*written.items()][1:] == [("Short {0}", known["Short {0}"]), ("new", "")]
