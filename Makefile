@@ -17,7 +17,7 @@ INSTALL := -m pip install --no-compile
 # What it compiles it must keep, whatever the machine's setting, or each process compiles again: torch takes 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks vectors student requirements clean
+.PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks ko vectors student requirements clean
 
 book: $(INSTALLED)
 	$(BIN)/jupyter-book build . --all -W --keep-going
@@ -58,6 +58,9 @@ mutants: .venv/installed-mutmut
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pages execute
+
+ko: $(INSTALLED)
+	$(BIN)/python -m pages korean
 
 vectors: $(INSTALLED)
 	$(BIN)/python tools/vectors.py

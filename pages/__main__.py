@@ -1,4 +1,4 @@
-"""What the site needs besides `jupyter-book build .`: python -m pages check | execute | evidence.
+"""What the site needs besides `jupyter-book build .`: python -m pages check | execute | evidence | korean.
 
 Each command exits with 1 and says where when something is wrong.
 """
@@ -19,6 +19,11 @@ def main() -> None:
     commands.add_parser(
         "evidence", help="write measured.json, the pages and the picture made of what the notebooks store"
     )
+    command = commands.add_parser("korean", help="list where the Korean edition and the English one do not agree")
+    command.add_argument("names", nargs="*", help="e.g. 01_infonce README common; all by default")
+    command.add_argument(
+        "--words", action="store_true", help="first write ko/outputs/NAME.json, with what lacks a Korean"
+    )
     options = parser.parse_args()
 
     # each command with its own libraries: the chapters' take seconds to import
@@ -30,6 +35,12 @@ def main() -> None:
         from pages.execute import execute
 
         problems = execute(root, options.notebooks)
+    elif options.command == "korean":
+        from pages import korean
+
+        if options.words:
+            korean.write_words(root, options.names or [*korean.pages(root), korean.COMMON])
+        problems = korean.check(root, options.names)
     else:
         from pages.generate import generate
 
