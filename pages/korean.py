@@ -186,8 +186,9 @@ def tokens(text: str) -> Iterator[Token]:
             yield token
         link = None
         for child in token.children or []:
-            link = child if child.type == "link_open" else link
-            if link and child.type != "link_close":
+            if child.type in {"link_open", "link_close"}:
+                link = child if child.type == "link_open" else None
+            elif link:
                 link.content += child.content or " "
         yield from token.children or []
 

@@ -101,6 +101,7 @@ def test_what_a_translation_lost_or_got_wrong_is_named(book, english, said, prob
     [
         ("$\\text{else}$", "$\\text{그 밖에}$"),
         ("{doc}`a <b>`", "{doc}`가 <b>`"),
+        ('[+0.1](a "b"), two of 3', '[+0.1](a "b"), 3, 2'),
         ("two of 3", "2, 3"),
         ("```python\na = 1  # one\n```", "```python\na = 1  # 하나\n```"),
         ('<img src="a" alt="b">', '<img src="a" alt="나">'),
