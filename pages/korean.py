@@ -182,7 +182,8 @@ def traps(ours: str, theirs: str) -> Iterator[str]:
 def outputs(root: Path) -> dict[str, dict[str, str | None]]:
     """The words of outputs, by page."""
     found = {}
-    for path in sorted(root.glob("ko/outputs/*.json")):
+    # what a chapter itself says comes last, and counts
+    for path in sorted(root.glob("ko/outputs/*.json"), key=lambda path: path.stem not in PAGES_OF_PAGES):
         try:
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # as one that is not UTF-8 is

@@ -120,7 +120,7 @@ def translate_lines(texts: str, edge: float, words: Words) -> str:
         made = wrap(korean, room, len(lines))
         if title and width(made[-1]) > room:
             words.problems.append(f"{korean!r} is too long for its figure, by {width(made[-1]) / room - 1:.0%}")
-        anchor, x = aligned(lines)
+        anchor, x = aligned(lines) or ("", first.x)
         style = ";".join(filter(None, (first.style, anchor)))
         for line, said in zip(lines[-len(made) :], made, strict=True):
             out += str(line._replace(style=style, x=x, words=said))
@@ -128,22 +128,23 @@ def translate_lines(texts: str, edge: float, words: Words) -> str:
 
 
 def paragraphs(texts: str) -> list[list[Line]]:
-    """The lines that follow each other at a line's distance, in groups."""
+    """The lines that follow each other at a line's distance, aligned and styled alike, in groups."""
     groups: list[list[Line]] = []
     for style, x, y, words in LINE.findall(texts):
         line = Line(style, float(x), float(y), html.unescape(words))
-        near = groups and 10 < line.y - groups[-1][-1].y < 15 and line.style == groups[-1][-1].style
-        groups[-1].append(line) if near else groups.append([line])
+        last = groups[-1] if groups else [line]
+        near = 10 < line.y - last[-1].y < 15 and line.style == last[-1].style and aligned([*last, line])
+        last.append(line) if near else groups.append([line])
     return groups
 
 
-def aligned(lines: list[Line]) -> tuple[str, float]:
+def aligned(lines: list[Line]) -> tuple[str, float] | None:
     """What its lines, which matplotlib places one by one, have in common: a left end, a right one or a middle."""
     for share, anchor in ((0, ""), (1, "text-anchor:end"), (0.5, "text-anchor:middle")):
         places = [line.x + share * drawn(line) for line in lines]
         if max(places) - min(places) < 0.1:
             return anchor, round(places[0], 2)
-    return "", lines[0].x
+    return None
 
 
 @cache
