@@ -192,7 +192,6 @@ def test_outputs_are_said_with_their_numbers_and_a_title_stays_in_its_place():
         ((50, 50), ""),
         ((23.89, 58.26), ' style="text-anchor:end"'),
         ((23.89, 41.08), ' style="text-anchor:middle"'),
-        ((50, 90), ""),  # of no kind: where it began
     ],
 )
 def test_a_label_of_several_lines_stays_aligned_as_it_was_and_no_line_gets_much_longer(places, style):
