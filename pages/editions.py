@@ -46,7 +46,7 @@ def in_korean(root: Path, name: str, text: str) -> str:
     """A page's source with Korean words."""
     say, cells = korean.words(root), korean.korean(korean.target(root, name))
     said = {cell: SAID_IN_ENGLISH.sub(replace, text) for cell, (_, _, text) in cells.items()}
-    if name in korean.PAGES_OF_PAGES:
+    if name in korean.GENERATED:
         from pages import generate  # its libraries take seconds to import
 
         return generate.fill(root, name, say, "\n\n".join(said.values()))
