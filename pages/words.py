@@ -19,12 +19,11 @@ CONTROL = re.compile(r"(control)(, .+?)(: .*)?")
 
 # what a slider's script says of it: its label and its value
 SPOKEN = re.compile(r'(data-label="([^"]*)".*?aria-valuetext=")\2 ([^"]*)', re.DOTALL)
-# matplotlib writes the lines of a text one by one, one below the other
-TEXT = r'<text{style} transform="translate\({x} [\d.]+\)">[^<]*</text>'
-FIRST = TEXT.format(style='(?P<style>(?: style="[^"]*")?)', x=r"(?P<x>[\d.]+)")
+# matplotlib writes the lines of a text one by one, each below the other and styled alike
+LINE = re.compile(r'(<text((?: style="[^"]*")?) transform="translate\(([\d.]+) ([\d.]+)\)">)([^<]*)</text>')
 SAID = re.compile(
     r"(?P<unseen><(style|script)\b.*?</\2>)"
-    rf"|(?P<lines>{FIRST}(?:{TEXT.format(style='(?P=style)', x='(?P=x)')})*)"
+    r'|(?P<lines>(?:<text(?: style="[^"]*")? transform="translate\([\d.]+ [\d.]+\)">[^<]*</text>)+)'
     r'|(?P<name>\b(?:aria-label|alt|title|placeholder|data-label|data-value)=")(?P<value>[^"]*)'
     r"|(?<=>)(?P<text>[^<>]+)(?=<)",
     re.DOTALL,
@@ -74,25 +73,38 @@ def translate_html(page: str, words: Words) -> str:
 
     def replace(found: re.Match) -> str:
         if found["lines"]:
-            return translate_lines(found, words)
+            width = re.findall(r'viewBox="0 0 ([\d.]+)', page[: found.start()])[-1]
+            return "".join(translate_lines(lines, float(width), words) for lines in paragraphs(found["lines"]))
         return found["unseen"] or (found["name"] or "") + say(found["value"] or found["text"] or "")
 
     page = SPOKEN.sub(lambda found: f"{found[1]}{say(found[2])} {say(found[3])}", page)
     return SAID.sub(replace, page)
 
 
-def translate_lines(found: re.Match, words: Words) -> str:
+def paragraphs(texts: str) -> list[list[re.Match]]:
+    """Its lines, by what stands at a line's distance below another, from the left in the same style."""
+    groups: list[list[re.Match]] = [[]]
+    for line in LINE.finditer(texts):
+        last = groups[-1][-1] if groups[-1] else line
+        if line is not last and not (
+            (line[2], line[3]) == (last[2], last[3]) and 10 < float(line[4]) - float(last[4]) < 15
+        ):
+            groups.append([])
+        groups[-1].append(line)
+    return groups
+
+
+def translate_lines(lines: list[re.Match], width: float, words: Words) -> str:
     """A text in a figure, on at most as many lines as in English, the last of which stand next to the axes."""
-    tags = re.findall("<text[^>]*>", found["lines"])
-    english = html.unescape(" ".join(re.findall(">([^<]*)</text>", found["lines"])))
+    english = html.unescape(" ".join(line[5] for line in lines))
     korean = words(english)
     if korean == english:
-        return found["lines"]
+        return "".join(line[0] for line in lines)
     # a Latin letter of a bold title of 11 points is about 0.58 as wide as it is high, and one of Hangul 5/3 of that
-    padded = re.sub(r"\S", lambda letter: letter[0] + FILLER * (4 if letter[0] >= "가" else 2), korean)
-    width = float(re.findall(r'viewBox="0 0 ([\d.]+)', found.string[: found.start()])[-1]) - float(found["x"])
-    made = [line.replace(FILLER, "") for line in textwrap.wrap(padded, int(width / 11 * 3 / 0.58))]
-    if len(made) > len(tags):
+    padded = re.sub(r"\S", lambda found: found[0] + FILLER * (4 if found[0] >= "가" else 2), korean)
+    room = int((width - float(lines[0][3])) / 11 * 3 / 0.58)
+    made = [line.replace(FILLER, "") for line in textwrap.wrap(padded, room, break_on_hyphens=False)]
+    if len(made) > len(lines):
         words.problems.append(f"{korean!r} is too long for its figure")
-    places = zip(tags[-len(made) :], made, strict=False)
-    return "".join(f"{tag}{html.escape(line)}</text>" for tag, line in places)
+    places = lines[-len(made) :]
+    return "".join(f"{place[1]}{html.escape(line)}</text>" for place, line in zip(places, made, strict=False))
