@@ -22,7 +22,7 @@ from myst_parser.parsers.mdit import create_md_parser
 from pages.words import NUMBER, Words, translate_output
 
 ENGLISH = {"api", "references"}  # they stay so, beside the labs
-GENERATED = {"evidence", "status"}
+GENERATED = {"evidence", "status"}  # they say what others do
 COMMON = "common"
 
 MARK = re.compile(r"^<!-- ([\w-]+) ([0-9a-f]{8}) -->\n", re.MULTILINE)
@@ -210,13 +210,14 @@ def say_all(root: Path) -> dict[str, Words]:
 def compare_words(root: Path, names: list[str], write: bool = False) -> list[str]:
     """What has no Korean, or is no longer said. Written are files with all that is said, "" for what has none."""
     said = say_all(root)
-    times = Counter(text for say in said.values() for text in say.used)
+    times = Counter(text for name in {*said} - GENERATED for text in said[name].used)
     all_pages = Words({})
     all_pages.used = {text: korean for say in said.values() for text, korean in say.used.items()}
     lines = []
     for name in names:
         say, path = said.get(name, all_pages), root / f"ko/outputs/{name}.json"
-        file = {text: korean for text, korean in say.used.items() if (times[text] > 1) == (name == COMMON)}
+        least, most = (2, len(said)) if name == COMMON else (0, 0) if name in GENERATED else (1, 1)
+        file = {text: korean for text, korean in say.used.items() if least <= times[text] <= most}
         if write and file:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{json.dumps(file, indent=1, ensure_ascii=False)}\n", encoding="utf-8", newline="\n")
