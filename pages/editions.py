@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from myst_parser.mdit_to_docutils.base import default_slugify
-from sphinx.locale import _
 from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -23,51 +22,46 @@ from pages.words import translate_output
 logger = logging.getLogger(__name__)
 
 TITLE = "임베딩과 정렬의 수학, 실행하며 읽기"
-FOLDERS = {"en": "", "ko": "ko/"}  # below the book's address
-NAMES = {"en": "English", "ko": "한국어"}
-LOCALES = {"en": "en_US", "ko": "ko_KR"}
-# A claim's link says in English which case or verdict it quotes.
-CLAIM_TITLE = re.compile(r'(\]\([^()\s]*#claim-[^()\s]*) "[^"]*"\)')
-
-# A glossary has its terms in one language: it may be English where what leads there is Korean.
-TERM = re.compile(r"\{term\}(`[^`<]*)<[^`]*>`")
+# A claim's link says in English which case or verdict it quotes; a glossary may still be English.
+SAID_IN_ENGLISH = re.compile(r'(?<=\]\()([^()\s]*#claim-[^()\s]*) "[^"]*"(?=\))|\{term\}(`[^`<]*<)[^`]*(?=>`)')
 
 
 def build(root: Path, output: Path) -> list[str]:
     """The Korean edition into output/html/ko: to be called before the English is built, which leads to it."""
-    config = yaml.safe_load(root.joinpath("_config.yml").read_text(encoding="utf-8"))
-    config["title"] = TITLE
+    work, place = output / "ko", output / "html" / "ko"
+    config = yaml.safe_load(root.joinpath("_config.yml").read_text(encoding="utf-8")) | {"title": TITLE}
     config["sphinx"]["config"]["language"] = "ko"
     config["sphinx"]["local_extensions"] = {"pages.sphinx": str(root)}  # else it is looked for beside the file
-    work = output / "ko"
     work.mkdir(parents=True, exist_ok=True)
     work.joinpath("_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    program = Path(sys.executable).with_name("jupyter-book")
     options = ["--config", work / "_config.yml", "--path-output", work, "--all", "-W", "--keep-going"]
-    if subprocess.run([program, "build", root, *options]).returncode:
+    if subprocess.run([Path(sys.executable).with_name("jupyter-book"), "build", root, *options]).returncode:
         return ["the Korean edition has warnings"]
-    shutil.rmtree(output / "html" / "ko", ignore_errors=True)
-    shutil.copytree(work / "_build" / "html", output / "html" / "ko")
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(work / "_build" / "html", place)
     return []
 
 
 def in_korean(root: Path, name: str, text: str) -> str:
     """A page's source with Korean words."""
-    cells, say = korean.korean(korean.target(root, name)), korean.words(root)
-    said = {
-        cell: CLAIM_TITLE.sub(r"\1)", TERM.sub(r"{doc}\1<notation>`", text)) for cell, (_, _, text) in cells.items()
-    }
-    if not text.startswith("{"):
+    say, cells = korean.words(root), korean.korean(korean.target(root, name))
+    said = {cell: SAID_IN_ENGLISH.sub(replace, text) for cell, (_, _, text) in cells.items()}
+    if name in korean.GENERATED:
         from pages import generate  # its libraries take seconds to import
 
-        page = "\n\n".join(said.values())
-        return generate.fill(root, name, say, page) if name in korean.PAGES_OF_PAGES else page
+        return generate.fill(root, name, say, "\n\n".join(said.values()))
+    if not text.startswith("{"):
+        return "\n\n".join(said.values())
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         cell["source"] = said.get(cell["id"], cell["source"])
         for output in cell.get("outputs", []):
             translate_output(output, say)
     return json.dumps(notebook, ensure_ascii=False)
+
+
+def replace(found: re.Match) -> str:
+    return found[1] or f"{{doc}}{found[2]}notation"
 
 
 def translate(app, docname, source) -> None:
@@ -82,23 +76,11 @@ def translate(app, docname, source) -> None:
     for problem in broken:
         logger.warning(problem)
     if not broken and not unfinished:
-        english = korean.english(korean.source(root, name), source[0])
-        app.env.temp_data["headings"] = [found for text in english.values() for found in headings(text)]
+        english = "\n\n".join(korean.english(korean.source(root, name), source[0]).values())
+        marks = pairwise(korean.markdown.parse(english))
+        app.env.temp_data["headings"] = [line.children for mark, line in marks if mark.type == "heading_open"]
         source[0] = in_korean(root, name, source[0])
         app.env.metadata[docname]["korean"] = True
-
-
-def headings(text: str) -> list[tuple[str, str]]:
-    """What docutils and what a link makes an anchor of."""
-    lines = [line for mark, line in pairwise(korean.markdown.parse(text)) if mark.type == "heading_open"]
-    words = [[child for child in line.children if child.content] for line in lines]
-    return [
-        (
-            "".join(part.content for part in parts),
-            "".join(part.content for part in parts if part.type in ("text", "code_inline")),
-        )
-        for parts in words
-    ]
 
 
 class Anchors(SphinxTransform):
@@ -110,37 +92,15 @@ class Anchors(SphinxTransform):
         headings = self.env.temp_data.pop("headings", [])
         # an exercise's content is a section without a title
         titles = [title for title in self.document.findall(nodes.title) if isinstance(title.parent, nodes.section)]
-        slugs = {}
-        for title, (text, linked) in zip(titles, headings, strict=bool(headings)):
-            section = title.parent
-            old, new = section["ids"][0], nodes.make_id(text)
+        for title, parts in zip(titles, headings, strict=bool(headings)):
+            old, new = title.parent["ids"][0], nodes.make_id("".join(part.content for part in parts))
             if new not in self.document.ids:
-                section["ids"][0] = new
+                title.parent["ids"][0] = new
                 self.document.ids[new] = self.document.ids.pop(old)
-                for name in [name for name, place in self.document.nameids.items() if place == old]:
-                    self.document.nameids[name] = new
-            slugs[default_slugify(linked)] = (section.line, section["ids"][0], title.astext())
-        getattr(self.document, "myst_slugs", {}).update(slugs)
-
-
-def add_languages(app, pagename, templatename, context, doctree) -> None:
-    here, there = ("ko", "en") if app.config.language == "ko" else ("en", "ko")
-    context["locale"] = LOCALES[here]
-    context["english"] = (
-        here == "ko" and pagename in app.env.found_docs and not app.env.metadata[pagename].get("korean")
-    )
-    if here == "ko" or Path(app.outdir, "ko").exists():
-        up = "../" * (pagename.count("/") + (here == "ko"))
-        context["other"] = {"language": there, "name": NAMES[there], "url": f"{up}{FOLDERS[there]}{pagename}.html"}
-        if context.get("pageurl"):
-            base = app.config.html_baseurl.removesuffix(FOLDERS[here])
-            folders = {**FOLDERS, "x-default": ""}
-            context["alternates"] = {code: f"{base}{folder}{pagename}.html" for code, folder in folders.items()}
-    if here == "ko" and context.get("body"):
-        # where a line would end, though the word goes on: 독스트링(docstring)의
-        context["body"] = re.sub(r"([)”’%–])(?=[가-힣])", "\\1\N{WORD JOINER}", context["body"])
-    tree = context.get("furo_navigation_tree", "")
-    context["furo_navigation_tree"] = re.sub('(?<="caption-text">)[^<]*', lambda found: _(found[0]), tree)
+                names = self.document.nameids
+                names.update({name: new for name, place in names.items() if place == old})
+            slug = default_slugify("".join(part.content for part in parts if part.type in ("text", "code_inline")))
+            self.document.myst_slugs[slug] = (title.line, title.parent["ids"][0], title.astext())
 
 
 class SearchKorean(SearchEnglish):
@@ -151,17 +111,14 @@ class SearchKorean(SearchEnglish):
     js_splitter_code = Path(__file__).parent.joinpath("search.js").read_text(encoding="utf-8")
 
     def split(self, text: str) -> list[str]:
-        found = []
-        for run in re.findall(r"[가-힣]+|[^가-힣\W]+", text):
-            ends = range(2, 9) if run[0] >= "가" else ()
-            found += {run, *(run[i : i + n] for n in ends for i in range(len(run) - n + 1))}
-        return found
+        runs = re.findall(r"[가-힣]+|[^가-힣\W]+", text)
+        parts = (run[i : i + n] for run in runs if run[0] >= "가" for n in range(2, 9) for i in range(len(run) - n + 1))
+        return [*runs, *parts]
 
 
 def setup(app) -> dict:
     app.add_search_language(SearchKorean)
-    app.add_transform(Anchors)
-    app.connect("html-page-context", add_languages, priority=600)  # after the theme's
     if app.config.language == "ko":
+        app.add_transform(Anchors)
         app.connect("source-read", translate, priority=400)  # before what reads the source
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -38,13 +38,15 @@ DOWNLOADS = "notebooks"
 
 
 def set_addresses(app, config) -> None:
-    """What the pages link to, where it is known."""
+    """What the pages link to, where it is known, and whether there are two editions."""
+    folder = "ko/" if config.language == "ko" else ""
+    config.html_context |= {"folder": folder, "editions": folder or Path(app.outdir, "ko").exists()}
     if repository():
         url, site = repository()
-        config.html_baseurl = site + editions.FOLDERS[config.language]
+        config.html_baseurl = site + folder
         name, branch = os.environ["GITHUB_REPOSITORY"], os.environ.get("GITHUB_REF_NAME", "main")
         config.html_context |= {"repository": url, "repository_name": name, "branch": branch}
-        config.html_context |= {"in_clone": IN_CLONE, "downloads": f"{DOWNLOADS}/{editions.FOLDERS[config.language]}"}
+        config.html_context |= {"in_clone": IN_CLONE, "downloads": f"{DOWNLOADS}/{folder}"}
 
 
 def complete_downloads(app, exception) -> None:

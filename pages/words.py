@@ -82,11 +82,13 @@ def translate_html(page: str, words: Words) -> str:
 
 
 def paragraphs(texts: str) -> list[list[re.Match]]:
-    """Its lines, by what follows at a line's distance in the same style."""
+    """Its lines, by what stands at a line's distance below another, from the left in the same style."""
     groups: list[list[re.Match]] = [[]]
     for line in LINE.finditer(texts):
         last = groups[-1][-1] if groups[-1] else line
-        if line is not last and not (line[2] == last[2] and 10 < float(line[4]) - float(last[4]) < 15):
+        if line is not last and not (
+            (line[2], line[3]) == (last[2], last[3]) and 10 < float(line[4]) - float(last[4]) < 15
+        ):
             groups.append([])
         groups[-1].append(line)
     return groups

@@ -29,6 +29,7 @@ FLAGS = [
 ]
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+KOREAN = [f"ko/{name}" for name in PAGES if "/labs/" not in name]  # labs are the English ones again
 
 # axe-core's newest comes in a package that needs Python 3.12; the other's has the same rules.
 SOURCES = {"pytest_playwright_axe": "resources/axe.min.js", "axe_playwright_python": "axe.min.js"}

@@ -2,11 +2,10 @@
 
 import itertools
 import re
-from pathlib import Path
 
 import pytest
 
-from browser.conftest import AXE, HTML, PAGES, SHOTS, scroll_through
+from browser.conftest import AXE, HTML, KOREAN, PAGES, SHOTS, scroll_through
 
 UNTYPESET = """() => [...document.querySelectorAll(".math")].filter(math =>
     !math.querySelector("math")?.getBoundingClientRect().width || math.querySelector("merror"))
@@ -76,7 +75,12 @@ def problems_of_look(page, name, view):
     found += [f"{view}: cut off: {what}" for what in page.evaluate(CUT)]
     SHOTS.mkdir(parents=True, exist_ok=True)
     whole = view.endswith("light")  # of a long page it takes seconds; the dark one has the same layout
-    page.screenshot(path=SHOTS / f"{Path(name).name}-{view}.jpg", type="jpeg", quality=70, full_page=whole)
+    page.screenshot(
+        path=SHOTS / f"{name.replace('chapters/', '').replace('/', '-')}-{view}.jpg",
+        type="jpeg",
+        quality=70,
+        full_page=whole,
+    )
     return found
 
 
@@ -139,7 +143,7 @@ def background(page):
 
 
 @pytest.mark.parametrize("width", [1366, 390])  # with both sidebars, and with none
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES + KOREAN)
 def test_page(reader, name, width):
     def check(visit):
         page, found = visit.page, []
@@ -166,7 +170,7 @@ def test_page(reader, name, width):
 
 
 def test_a_small_telephone_shows_all_within_reach_before_any_script(reader):
-    for name in PAGES:
+    for name in PAGES + KOREAN:
         found = reader.read(
             name, lambda visit: visit.page.evaluate(OVERFLOW) + visit.page.evaluate(UNREACHABLE), 320, scripts=False
         )
@@ -268,7 +272,7 @@ def test_links_resolve_raw_ones_and_anchors_included(reader):
 
     def check(visit):
         links, ids = {}, {}
-        for name in PAGES:
+        for name in PAGES + KOREAN:
             visit.page.goto(f"{visit.host}/{name}.html", wait_until="load")
             links[name] = visit.page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
             ids[f"{name}.html"] = set(visit.page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))

@@ -1,7 +1,11 @@
 """The Korean edition says what the English one says, and what `python -m pages korean` finds where it does not."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +211,71 @@ def test_words_that_are_missing_unused_too_long_or_lack_a_number_are_named(book)
     korean.compare_words(book, ["page"], write=True)
     written = json.loads(book.joinpath("ko/outputs/page.json").read_text(encoding="utf-8"))
     assert [*written.items()][1:] == [("Short {0}", known["Short {0}"]), ("new", "")]
+
+
+PROGRAM = Path(sys.executable).with_name("jupyter-book")
+GITHUB = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "someone/book"}
+STRICT = re.search(r"jupyter-book build \. (.*)", ROOT.joinpath("Makefile").read_text())[1].split()
+
+
+@pytest.fixture
+def whole(book):
+    """A book of one chapter and one page that stays English, with what builds it."""
+    for name in ("_config.yml", "pages"):
+        (shutil.copytree if "." not in name else shutil.copy)(ROOT / name, book / name)
+    toc = "format: jb-book\nroot: chapters/page\nchapters:\n- file: chapters/other\n"
+    book.joinpath("_toc.yml").write_text(toc)
+    book.joinpath("chapters/references.bib").write_text("@misc{known, title={A}, author={B, C}, year={2000}}")
+    book.joinpath("chapters/other.md").write_text("# Other\n\nSee {ref}`place` and {eq}`one`.\n")
+    text = "# A page\n\n$$\na\n$$ (one)\n\n(place)=\n## What it does\n\nSee [this](#why-a-is-it) and **one**.\n\n## Why `a` is it\n\n## Is $b$ it\n"
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell(text, id="a")])
+    book.joinpath("chapters/page.ipynb").write_text(v4.writes(notebook), encoding="utf-8")
+    said = "# 쪽\n\n$$\na\n$$ (one)\n\n(place)=\n## 하는 일\n\n[이것](#why-a-is-it)과 **하나**(one)를 보세요.\n\n## 왜 `a`일까\n\n## $b$일까\n"
+    translate(book, said, english=[text])
+    return book
+
+
+def build(book):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "PYTHONPATH"))}
+    commands = (
+        [sys.executable, "-m", "pages", "edition"],
+        [PROGRAM, "build", ".", *STRICT],
+        [sys.executable, "-m", "pages", "check"],
+    )
+    for command in commands:
+        run = subprocess.run(command, cwd=book, env={**kept, **GITHUB}, capture_output=True, text=True)
+        if run.returncode:
+            return run.stdout + run.stderr
+    return ""
+
+
+def test_both_editions_are_built_with_the_same_anchors_and_know_of_each_other(whole):
+    found = build(whole)
+    assert found == "", found
+    pages = {
+        language: whole.joinpath(f"_build/html/{folder}chapters/page.html").read_text(encoding="utf-8")
+        for language, folder in (("en", ""), ("ko", "ko/"))
+    }
+    site = "https://someone.github.io/book/"
+    for language, page in pages.items():
+        assert f'lang="{language}"' in page.partition("<head>")[0]
+        for anchor in ("a-page", "what-it-does", "place", "why-a-is-it", "is-b-it"):
+            assert f'id="{anchor}"' in page, anchor
+        assert 'href="#why-a-is-it"' in page.partition("<article")[2]
+        assert f'hreflang="en" href="{site}chapters/page.html"' in page
+        assert f'hreflang="ko" href="{site}ko/chapters/page.html"' in page
+    assert f'rel="canonical" href="{site}ko/chapters/page.html"' in pages["ko"] and "ko_KR" in pages["ko"]
+    assert 'href="../ko/chapters/page.html"' in pages["en"] and 'href="../../chapters/page.html"' in pages["ko"]
+    assert (
+        "하는 일" in pages["ko"] and "본문으로 건너뛰기" in pages["ko"] and "notebooks/ko/chapters/page" in pages["ko"]
+    )
+    download = v4.reads(whole.joinpath("_build/html/ko/_sources/chapters/page.ipynb").read_text(encoding="utf-8"))
+    assert download.cells[1].source.startswith("# 쪽")
+    other = whole.joinpath("_build/html/ko/chapters/other.html").read_text(encoding="utf-8")
+    assert '<article role="main" lang="en"' in other and "영어로만" in other and "하는 일" in other
+
+
+def test_a_translation_that_breaks_a_formula_fails_the_build_and_says_where(whole):
+    path = whole / "ko/page.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("$b$", "$c$"), encoding="utf-8")
+    assert "ko/page.md:1: lost math_inline  b" in build(whole)
