@@ -22,8 +22,10 @@ from pages.words import translate_output
 logger = logging.getLogger(__name__)
 
 TITLE = "임베딩과 정렬의 수학, 실행하며 읽기"
-# A claim's link says in English which case or verdict it quotes; a glossary may still be English.
-SAID_IN_ENGLISH = re.compile(r'(?<=\]\()([^()\s]*#claim-[^()\s]*) "[^"]*"(?=\))|\{term\}(`[^`<]*<)[^`]*(?=>`)')
+# A claim's link says in English which case or verdict it quotes.
+CLAIM_TITLE = re.compile(r'(\]\([^()\s]*#claim-[^()\s]*) "[^"]*"\)')
+# A glossary has its terms in one language, and what leads to it may be in the other.
+TERM = re.compile(r"\{term\}(`[^`<]*<)[^`]*>`")
 
 
 def build(root: Path, output: Path) -> list[str]:
@@ -45,8 +47,8 @@ def build(root: Path, output: Path) -> list[str]:
 def in_korean(root: Path, name: str, text: str) -> str:
     """A page's source with Korean words."""
     say, cells = korean.words(root), korean.korean(korean.target(root, name))
-    said = {cell: SAID_IN_ENGLISH.sub(replace, text) for cell, (_, _, text) in cells.items()}
-    if name in korean.PAGES_OF_PAGES:
+    said = {cell: CLAIM_TITLE.sub(r"\1)", text) for cell, (_, _, text) in cells.items()}
+    if name in korean.GENERATED:
         from pages import generate  # its libraries take seconds to import
 
         return generate.fill(root, name, say, "\n\n".join(said.values()))
@@ -60,27 +62,22 @@ def in_korean(root: Path, name: str, text: str) -> str:
     return json.dumps(notebook, ensure_ascii=False)
 
 
-def replace(found: re.Match) -> str:
-    return found[1] or f"{{doc}}{found[2]}notation"
-
-
 def translate(app, docname, source) -> None:
     """What is complete; the rest stays English, and says so."""
     root, name = Path(app.srcdir), docname.removeprefix("chapters/")
     path = korean.target(root, name)
-    if not path.exists():
-        return
-    for each in [path, *root.glob("ko/outputs/*.json")]:
-        app.env.note_dependency(str(each))
-    broken, unfinished = korean.compare(root, name)
+    broken, unfinished = korean.compare(root, name) if path.exists() else ([], ["all"])
     for problem in broken:
         logger.warning(problem)
     if not broken and not unfinished:
+        for each in [path, *root.glob("ko/outputs/*.json")]:
+            app.env.note_dependency(str(each))
         english = "\n\n".join(korean.english(korean.source(root, name), source[0]).values())
         marks = pairwise(korean.markdown.parse(english))
         app.env.temp_data["headings"] = [line.children for mark, line in marks if mark.type == "heading_open"]
         source[0] = in_korean(root, name, source[0])
         app.env.metadata[docname]["korean"] = True
+    source[0] = TERM.sub(r"{doc}\1/chapters/notation>`", source[0])
 
 
 class Anchors(SphinxTransform):

@@ -22,7 +22,7 @@ from myst_parser.parsers.mdit import create_md_parser
 from pages.words import NUMBER, Words, translate_output
 
 ENGLISH = {"api", "references"}  # they stay so, beside the labs
-PAGES_OF_PAGES = {"evidence", "status"}  # they say what others do
+GENERATED = {"evidence", "status"}  # they say what others do
 COMMON = "common"
 
 MARK = re.compile(r"^<!-- ([\w-]+) ([0-9a-f]{8}) -->\n", re.MULTILINE)
@@ -100,9 +100,7 @@ def korean(path: Path) -> dict[str, tuple[int, str, str]]:
 
 def compare(root: Path, name: str) -> tuple[list[str], list[str]]:
     """What no build will have, and what is unfinished, so that the page is shown in English; each with its place."""
-    ours, path = english(source(root, name)), target(root, name)
-    broken: list[str] = []
-    unfinished: list[str] = []
+    ours, path, broken, unfinished = english(source(root, name)), target(root, name), list[str](), list[str]()
     where = path.relative_to(root).as_posix()
     try:
         theirs = korean(path)
@@ -182,8 +180,7 @@ def traps(ours: str, theirs: str) -> Iterator[str]:
 def outputs(root: Path) -> dict[str, dict[str, str | None]]:
     """The words of outputs, by page."""
     found = {}
-    # what a chapter itself says comes last, and counts
-    for path in sorted(root.glob("ko/outputs/*.json"), key=lambda path: path.stem not in PAGES_OF_PAGES):
+    for path in sorted(root.glob("ko/outputs/*.json")):
         try:
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # as one that is not UTF-8 is
@@ -201,7 +198,7 @@ def say_all(root: Path) -> dict[str, Words]:
 
     said = {name: words(root) for name in pages(root)}
     for name, say in said.items():
-        if name in PAGES_OF_PAGES:
+        if name in GENERATED:
             generate.fill(root, name, say)
         elif (path := source(root, name)).suffix == ".ipynb":
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -213,41 +210,37 @@ def say_all(root: Path) -> dict[str, Words]:
 def compare_words(root: Path, names: list[str], write: bool = False) -> list[str]:
     """What has no Korean, or is no longer said. Written are files with all that is said, "" for what has none."""
     said = say_all(root)
-    times = Counter(text for name, say in said.items() if name not in PAGES_OF_PAGES for text in say.used)
-    files = {
-        name: {t: k for t, k in say.used.items() if times[t] == (name not in PAGES_OF_PAGES)}
-        for name, say in said.items()
-    }
-    files[COMMON] = {text: korean for say in said.values() for text, korean in say.used.items() if times[text] > 1}
+    times = Counter(text for name in {*said} - GENERATED for text in said[name].used)
+    all_pages = Words({})
+    all_pages.used = {text: korean for say in said.values() for text, korean in say.used.items()}
     lines = []
     for name in names:
-        path = root / f"ko/outputs/{name}.json"
-        if write and files[name]:
+        say, path = said.get(name, all_pages), root / f"ko/outputs/{name}.json"
+        least, most = (2, len(said)) if name == COMMON else (0, 0) if name in GENERATED else (1, 1)
+        file = {text: korean for text, korean in say.used.items() if least <= times[text] <= most}
+        if write and file:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(files[name], indent=1, ensure_ascii=False)
-            path.write_text(f"{text}\n", encoding="utf-8", newline="\n")
-        odd = said[name].problems if name in said else []
-        odd = odd + [f"no Korean for {text!r}" for text, korean in files[name].items() if korean == ""]
-        odd += [f"nothing says {text!r}" for text in outputs(root).get(name, {}) if text not in files[name]]
+            path.write_text(f"{json.dumps(file, indent=1, ensure_ascii=False)}\n", encoding="utf-8", newline="\n")
+        odd = [*say.problems, *(f"no Korean for {text!r}" for text, korean in file.items() if korean == "")]
+        odd += [f"nothing says {text!r}" for text in outputs(root).get(name, {}) if text not in file]
         lines += [f"{path.relative_to(root).as_posix()}: {each}" for each in odd]
     return lines
 
 
 def check(root: Path, names: list[str], write: bool = False) -> list[str]:
     """All that is wrong, each line with its place."""
-    names = names or [*pages(root), COMMON]
-    found = [line for name in names if name != COMMON for lines in compare(root, name) for line in lines]
-    found += [line for name in names if name != COMMON for line in changes(root, name)]
-    return found + compare_words(root, names, write)
+    found: list[str] = []
+    for name in [name for name in names or pages(root) if name != COMMON]:
+        broken, unfinished = compare(root, name)
+        found += [*broken, *unfinished, *(changes(root, name) if unfinished else ())]
+    return found + compare_words(root, names or [*pages(root), COMMON], write)
 
 
 def changes(root: Path, name: str) -> Iterator[str]:
     """How the English of stale cells changed since it was said in Korean, out of git's history."""
     path = source(root, name)
-    place, made = (
-        path.relative_to(root).as_posix(),
-        {cell: each[1] for cell, each in korean(target(root, name)).items()},
-    )
+    place = path.relative_to(root).as_posix()
+    made = {cell: each[1] for cell, each in korean(target(root, name)).items()}
     stale = {cell: said for cell, said in english(path).items() if made.get(cell, digest(said)) != digest(said)}
     for commit in git(root, "log", "--format=%h", "--", place).split() if stale else []:
         old = english(path, git(root, "show", f"{commit}:{place}"))
