@@ -27,6 +27,12 @@ CLAIM_TITLE = re.compile(r'(\]\([^()\s]*#claim-[^()\s]*) "[^"]*"\)')
 # A glossary has its terms in one language, and what leads to it may be in the other.
 TERM = re.compile(r"\{term\}(`[^`<]*<)[^`]*>`")
 
+# As doctools.js has it, but for the plural, which it makes of a text, and no page runs texts.
+TRANSLATIONS = """Documentation.addTranslations = ({ messages }) => {
+  Object.assign(Documentation.TRANSLATIONS, messages);
+  Documentation.PLURAL_EXPR = () => 0;
+};"""
+
 
 def build(root: Path, output: Path) -> list[str]:
     """The Korean edition into output/html/ko: to be called before the English is built, which leads to it."""
@@ -117,5 +123,6 @@ def setup(app) -> dict:
     app.add_search_language(SearchKorean)
     if app.config.language == "ko":
         app.add_transform(Anchors)
+        app.add_js_file(None, body=TRANSLATIONS, priority=300)  # after doctools.js, before the translations
         app.connect("source-read", translate, priority=400)  # before what reads the source
     return {"parallel_read_safe": True, "parallel_write_safe": True}
