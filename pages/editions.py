@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from myst_parser.mdit_to_docutils.base import default_slugify
+from sphinx.locale import translators
 from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -122,6 +123,7 @@ class SearchKorean(SearchEnglish):
 def setup(app) -> dict:
     app.add_search_language(SearchKorean)
     if app.config.language == "ko":
+        translators["general", "exercise"]._catalog |= {"Exercise": "연습 문제", "Solution to": "풀이:"}
         app.add_transform(Anchors)
         app.add_js_file(None, body=TRANSLATIONS, priority=300)  # after doctools.js, before the translations
         app.connect("source-read", translate, priority=400)  # before what reads the source
