@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from docutils import nodes
 from myst_parser.mdit_to_docutils.base import default_slugify
+from sphinx.locale import translators
 from sphinx.search.en import SearchEnglish
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -26,6 +27,12 @@ TITLE = "임베딩과 정렬의 수학, 실행하며 읽기"
 CLAIM_TITLE = re.compile(r'(\]\([^()\s]*#claim-[^()\s]*) "[^"]*"\)')
 # A glossary has its terms in one language, and what leads to it may be in the other.
 TERM = re.compile(r"\{term\}(`[^`<]*<)[^`]*>`")
+
+# As doctools.js has it, but for the plural, which it makes of a text, and no page runs texts.
+TRANSLATIONS = """Documentation.addTranslations = ({ messages }) => {
+  Object.assign(Documentation.TRANSLATIONS, messages);
+  Documentation.PLURAL_EXPR = () => 0;
+};"""
 
 
 def build(root: Path, output: Path) -> list[str]:
@@ -116,6 +123,8 @@ class SearchKorean(SearchEnglish):
 def setup(app) -> dict:
     app.add_search_language(SearchKorean)
     if app.config.language == "ko":
+        translators["general", "exercise"]._catalog |= {"Exercise": "연습 문제", "Solution to": "풀이:"}
         app.add_transform(Anchors)
+        app.add_js_file(None, body=TRANSLATIONS, priority=300)  # after doctools.js, before the translations
         app.connect("source-read", translate, priority=400)  # before what reads the source
     return {"parallel_read_safe": True, "parallel_write_safe": True}

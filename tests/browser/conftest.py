@@ -177,7 +177,8 @@ class Reader:
 
     def close(self):
         with contextlib.suppress(Error):
-            self.browser.close()
+            if self.browser:  # a test may have opened no page
+                self.browser.close()
         self.playwright.stop()
 
 
