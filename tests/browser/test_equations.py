@@ -3,8 +3,8 @@
 from browser.conftest import PAGES, ROOT
 
 # Of each aligned block, row by row: where the part before & ends, and where the one after it begins. (Those of
-# \begin{cases} are in text style.)
-ALIGNED = """() => [...document.querySelectorAll("mtable[displaystyle=true]")].map(table =>
+# \begin{cases} are in text style, and rows of \begin{gathered} have one part.)
+ALIGNED = """() => [...document.querySelectorAll("mtable[displaystyle=true]:has(mtd + mtd)")].map(table =>
     [...table.querySelectorAll("mtr")].map(({children: [before, after]}) => [
         before.lastElementChild?.getBoundingClientRect().right, after.firstElementChild.getBoundingClientRect().left]))"""
 
