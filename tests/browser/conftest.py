@@ -125,11 +125,14 @@ class Visit:
 
 
 def scroll_through(page):
-    """A reader's way down the page: some things are made ready when they come near the screen."""
+    """A reader's way down the page: some things are made ready when they come near the screen.
+
+    Chromium without a screen may leave out a frame, and with it the call that waits for one.
+    """
     page.evaluate("""async () => {
         for (let y = 0; y < document.scrollingElement.scrollHeight; y += innerHeight) {
             scrollTo({top: y, behavior: "instant"});
-            await new Promise(requestAnimationFrame);
+            await new Promise(done => { requestAnimationFrame(done); setTimeout(done, 1000); });
         }
         scrollTo({top: 0, behavior: "instant"});
         await document.fonts.ready;
