@@ -196,7 +196,8 @@ def say_all(root: Path) -> dict[str, Words]:
     """What each page's outputs say."""
     from pages import generate  # its libraries take seconds to import
 
-    said = {name: words(root) for name in pages(root)}
+    known = words(root).known
+    said = {name: Words(known) for name in pages(root)}
     for name, say in said.items():
         if name in GENERATED:
             generate.fill(root, name, say)

@@ -120,7 +120,7 @@ def translate_lines(texts: str, edge: float, words: Words) -> str:
         made = wrap(korean, room, len(lines))
         if title and width(made[-1]) > room:
             words.problems.append(f"{korean!r} is too long for its figure, by {width(made[-1]) / room - 1:.0%}")
-        anchor, x = aligned(lines) or ("", first.x)
+        anchor, x = aligned(lines)[0]
         style = ";".join(filter(None, (first.style, anchor)))
         for line, said in zip(lines[-len(made) :], made, strict=True):
             out += str(line._replace(style=style, x=x, words=said))
@@ -138,13 +138,11 @@ def paragraphs(texts: str) -> list[list[Line]]:
     return groups
 
 
-def aligned(lines: list[Line]) -> tuple[str, float] | None:
-    """What its lines, which matplotlib places one by one, have in common: a left end, a right one or a middle."""
-    for share, anchor in ((0, ""), (1, "text-anchor:end"), (0.5, "text-anchor:middle")):
-        places = [line.x + share * drawn(line) for line in lines]
-        if max(places) - min(places) < 0.1:
-            return anchor, round(places[0], 2)
-    return None
+def aligned(lines: list[Line]) -> list[tuple[str, float]]:
+    """What its lines, which matplotlib places one by one, have in common: a left end, a right one, a middle."""
+    ends = {"": 0, "text-anchor:end": 1, "text-anchor:middle": 0.5}
+    places = {anchor: [line.x + share * drawn(line) for line in lines] for anchor, share in ends.items()}
+    return [(anchor, round(at[0], 2)) for anchor, at in places.items() if max(at) - min(at) < 0.1]
 
 
 @cache
