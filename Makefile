@@ -17,7 +17,7 @@ INSTALL := -m pip install --no-compile
 # What it compiles it must keep, whatever the machine's setting, or each process compiles again: torch takes 4 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks ko vectors student requirements clean
+.PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks ko vectors tuned student requirements clean
 
 book: $(INSTALLED)
 	$(BIN)/python -m pages edition
@@ -65,6 +65,11 @@ ko: $(INSTALLED)
 
 vectors: $(INSTALLED)
 	$(BIN)/python tools/vectors.py
+
+TUNED := _build/tuned.safetensors
+tuned: $(INSTALLED)
+	$(BIN)/python examples/finetune.py --validate --seed 100 --checkpoint _build/tuned.pt --embeddings $(TUNED)
+	$(BIN)/python tools/vectors.py $(TUNED)
 
 student: $(INSTALLED)
 	$(BIN)/python tools/student.py

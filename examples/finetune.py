@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     add("--block-size", metavar="TEXTS", help="how many are encoded at once, where a batch does not fit into memory")
     add("--seed", default=0, help="for the order of the pairs")
     add("--pairs", help="use the corpus up to this pair only")
-    add("--learning-rate", type=float, default=2e-5, help="AdamW's at its highest")
+    add("--learning-rate", type=float, default=1e-4, help="AdamW's at its highest")
     add("--warm-up", default=10, metavar="STEPS", help="until then; afterwards it falls to 0")
     add("--loss", type=str, choices=("infonce", "mined", "gist"), default="infonce")
     add("--temperature", type=float, default=0.05)

