@@ -32,7 +32,7 @@ def repository() -> tuple[str, str] | None:
 # [helps](labs/06_gist.ipynb#claim-gist-mask "holds")
 CLAIM_LINK = re.compile(r"\]\(labs/\w+\.ipynb#(?=claim-)")
 # These read files of the repository, so they run in a clone only.
-IN_CLONE = {"chapters/index", "chapters/performance"}
+IN_CLONE = {"chapters/index", "chapters/labs/08_capstone", "chapters/performance"}
 # Colab opens what is in a branch, and publish.yml pushes the downloads to this one.
 DOWNLOADS = "notebooks"
 
