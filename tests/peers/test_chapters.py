@@ -162,7 +162,7 @@ def test_the_chapters_guide_teaches_on_texts_that_are_no_pairs(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_the_chapters_mask_is_the_guides(n):
+def test_the_chapters_mask_and_divergence_are_the_guides(n):
     generator = torch.Generator().manual_seed(0)
     texts = [random_texts(8, 4, generator) for _ in range(2 + n)]
     model, guide = static_model(0), static_model(1)
@@ -178,7 +178,7 @@ def test_the_chapters_mask_is_the_guides(n):
         guide_anchor=judged[0],
         guide_positive=judged[1],
         guide_negatives=torch.cat(judged[2:]) if n else None,
-        lam=0.0,
+        lam=1.0,
         margin=0.1,
     )
     model.zero_grad()
