@@ -70,6 +70,7 @@ TUNED := _build/tuned.safetensors
 tuned: $(INSTALLED)
 	$(BIN)/python examples/finetune.py --validate --seed 100 --checkpoint _build/tuned.pt --embeddings $(TUNED)
 	$(BIN)/python tools/vectors.py $(TUNED)
+	rm -f _build/tuned.pt
 
 student: $(INSTALLED)
 	$(BIN)/python tools/student.py

@@ -7,7 +7,7 @@ of the whole vocabulary. All are rounded to a byte a number. A test makes some o
     python tools/vectors.py EMBEDDINGS
 
 writes mathlib/book/tuned.safetensors instead, from what a run of examples/finetune.py left with --embeddings (make
-tuned): the principal components that a guide's similarities need.
+tuned): the directions that a guide's similarities need.
 """
 
 import sys

@@ -177,8 +177,8 @@ def in_steps(vectors: Tensor, step: Tensor) -> Tensor:
 def stored(name: str, *, tuned: bool = False) -> Tensor:
     """What the model made of the corpus's "queries" or "documents", of unit length: [entries, 384], float64.
 
-    The tuned one has learned from four fifths of the training groups, those that `data.split` leaves where a validation
-    is split off them; of its vectors the first 192 principal components are kept.
+    The tuned one [entries, 192] has learned from four fifths of the training groups, those that `data.split` leaves
+    where a validation is split off them; its vectors are cut to the directions in which they are longest.
     """
     return nn.functional.normalize(load_file(TUNED if tuned else FILE)[name].double(), dim=-1)
 

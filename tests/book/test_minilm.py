@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from mathlib import mean_reciprocal_rank, search
 from mathlib.book import data, minilm
 
 TEXTS = ["sort a list", "", "the items of a list, put in order, and then put in order once more"]
@@ -131,3 +132,16 @@ def test_a_static_student_starts_as_the_words_of_its_entries(loaded):
     assert set(vocabulary.index) == {piece for text in texts for piece in minilm.pieces(tokenizer, text)}
     stored = minilm.stored_pieces(tokenizer, vocabulary.index)[:, :5]
     torch.testing.assert_close(start, stored * len(stored) / stored.norm(dim=1).sum())
+
+
+def test_the_tuned_model_has_a_vector_for_each_text_and_ranks_better():
+    entries = data.docstrings()
+    unseen = data.split(entries)[1]
+    ranks = []
+    for tuned, width in ((False, 384), (True, 192)):
+        queries, documents = (minilm.stored(name, tuned=tuned) for name in ("queries", "documents"))
+        assert queries.shape == documents.shape == (len(entries), width)
+        assert ((queries.norm(dim=1) - 1).abs() < 1e-12).all()
+        ranked = search(queries[unseen], documents, k=10).indices
+        ranks.append(mean_reciprocal_rank(ranked, data.relevant(entries, unseen)))
+    assert ranks[0] < ranks[1]
