@@ -24,12 +24,17 @@ settings.load_profile("same")
 torch.set_num_threads(1)
 
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def pytest_report_header():
+    return f"devices: {', '.join(DEVICES)}"
+
+
 # session: hypothesis wants a fixture that stays the same from example to example
-@pytest.fixture(scope="session", params=["cpu", "cuda"])
+@pytest.fixture(scope="session", params=DEVICES)
 def device(request):
     """Each device in turn: a test on CUDA is the same test."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     return request.param
 
 

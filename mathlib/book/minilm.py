@@ -198,7 +198,11 @@ def static(
 
     The vectors are what `stored_pieces` gives, cut to their first components, at a mean length of 1.
     """
-    split = functools.cache(functools.partial(pieces, tokenizer))
+    of_word = functools.cache(functools.partial(pieces, tokenizer))
+
+    def split(text: str) -> list[str]:  # a piece never goes over a space
+        return [piece for word in text.split() for piece in of_word(word)]
+
     vocabulary = Vocabulary([f"{entries[i].query} {entries[i].document}" for i in ids], least=1, split=split)
     start = stored_pieces(tokenizer, vocabulary.index)[:, :dimensions]
     return vocabulary, start / start.norm(dim=1).mean()

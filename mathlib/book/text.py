@@ -87,8 +87,15 @@ class TextEncoder(nn.Module):
         vectors = torch.cat([start.new_zeros(1, start.shape[1]), start])
         self.vectors = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=0)
 
-    def forward(self, bags: Bags) -> Tensor:
+    def forward(self, *bags: Bags) -> Tensor:
+        """The texts of all bags, one after the other: their embeddings [texts, dimensions]."""
+        known = [x.ids > 0 for x in bags]
+        lengths = torch.cat([x.sum(1) for x in known])
         sums = nn.functional.embedding_bag(
-            bags.ids, self.vectors.weight, mode="sum", per_sample_weights=bags.weights, padding_idx=0
+            torch.cat([x.ids[keep] for x, keep in zip(bags, known, strict=True)]),
+            self.vectors.weight,
+            lengths.cumsum(0) - lengths,
+            mode="sum",
+            per_sample_weights=torch.cat([x.weights[keep] for x, keep in zip(bags, known, strict=True)]),
         )
         return nn.functional.normalize(sums, dim=-1) if self.normalise else sums

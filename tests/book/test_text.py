@@ -7,7 +7,7 @@ import torch
 
 from mathlib import DualEncoder, info_nce
 from mathlib.book.text import TextEncoder, Vocabulary
-from mathlib.book.training import train
+from mathlib.book.training import only, train
 
 TEXTS = ["sort a graph", "sort sort an array", "plot a graph"]
 
@@ -83,6 +83,82 @@ def test_a_falling_rate_reaches_0_in_a_straight_line():
     train(model, bags, bags, loss, seed=0, epochs=4, learning_rate=0.8, falling=True)
     for moved, start in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(start - moved, torch.full_like(start, 0.8 + 0.6 + 0.4 + 0.2), rtol=0, atol=1e-6)
+
+
+def test_texts_of_several_bags_come_one_after_the_other():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    encoder, short, long = TextEncoder(vocabulary), vocabulary.bags(["unknown", "sort"]), vocabulary.bags(TEXTS)
+    assert short.ids.shape != long.ids.shape
+    assert encoder(short, long).equal(torch.cat([encoder(short), encoder(long)]))
+
+
+def by_hand(model, queries, documents, loss, *, negatives, more, rate, falling):
+    """Three pairs in batches of two, twice, with Adam written out; all embeddings of all texts anew for each."""
+    [weight] = [w.detach().clone().requires_grad_() for w in model.parameters()]
+    embed = lambda bags: torch.func.functional_call(  # noqa: E731
+        model.query_encoder, {"vectors.weight": weight}, (bags,)
+    )
+    mean = square = 0.0
+    generator = torch.Generator().manual_seed(5)
+    batches = [b for _ in range(2) for b in torch.randperm(3, generator=generator).split(2)]
+    for step, batch in enumerate(batches):
+        d = embed(documents)
+        value = loss(embed(queries)[batch], d[batch], d[negatives][batch], *(x[batch] for x in more))
+        gradient = torch.autograd.grad(value, weight)[0]
+        gradient[0] = 0  # of no word
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        now = rate * (1 - step / len(batches)) if falling else rate
+        with torch.no_grad():
+            weight -= now * (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+    return weight
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_training_is_adam_on_batches_of_pairs_and_what_goes_with_them(falling):
+    vocabulary = Vocabulary([*TEXTS, "never seen here"], least=1)
+    queries, documents = vocabulary.bags(["sort", "array", "a"]), vocabulary.bags([*TEXTS, "an array"])
+    negatives, told = torch.tensor([[1, 3], [2, 0], [0, 3]]), torch.tensor([0.5, 1.0, 2.0])
+    model, twin = (DualEncoder(TextEncoder(vocabulary, dimensions=4)) for _ in range(2))
+
+    def loss(q, d, n, factor):
+        return (factor * info_nce(q, d, n, reduction="none")).sum()
+
+    settings = {"negatives": negatives, "more": [told]}
+    expected = by_hand(twin, queries, documents, loss, rate=0.1, falling=falling, **settings)
+    train(model, queries, documents, loss, seed=5, batch_size=2, learning_rate=0.1, falling=falling, **settings)
+    [weight] = model.parameters()
+    torch.testing.assert_close(weight, expected)
+    unseen = vocabulary.index["never"]
+    assert weight[unseen].equal(twin.query_encoder.vectors.weight[unseen])
+
+
+def test_two_towers_learn_each_from_its_own_texts():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    model = DualEncoder(*(TextEncoder(vocabulary, dimensions=4, seed=seed) for seed in (0, 1)))
+    starts = [w.detach().clone() for w in model.parameters()]
+    train(model, vocabulary.bags(["sort"]), vocabulary.bags(["plot"]), lambda q, d: q.sum() + d.sum(), seed=0)
+    for word in vocabulary.index.values():
+        moved = [bool((w[word] != start[word]).any()) for w, start in zip(model.parameters(), starts, strict=True)]
+        assert moved == [word == vocabulary.index["sort"], word == vocabulary.index["plot"]]
+
+
+def test_further_parameters_learn_at_a_rate_of_their_own():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    bags, number = vocabulary.bags(TEXTS), torch.zeros(1, requires_grad=True)
+    model = DualEncoder(TextEncoder(vocabulary, dimensions=4))
+    group = {"params": [number], "lr": 0.25}
+    train(model, bags, bags, lambda q, d: q.sum() + number.sum(), seed=0, epochs=3, also=[group])
+    torch.testing.assert_close(number.detach(), torch.tensor([-0.75]))  # Adam moves by the rate
+
+
+def test_an_error_inside_leaves_the_whole_table():
+    vocabulary = Vocabulary(TEXTS, least=1)
+    model = DualEncoder(TextEncoder(vocabulary, dimensions=4))
+    [weight] = model.parameters()
+    with pytest.raises(RuntimeError), only(model, vocabulary.bags(["sort"])) as [bags]:
+        assert len(model.query_encoder.vectors.weight) == 2 and bags.ids.tolist() == [[1]]
+        raise RuntimeError
+    assert model.query_encoder.vectors.weight is weight and len(weight) == len(vocabulary.index) + 1
 
 
 def test_what_a_word_is_can_be_said():
