@@ -21,7 +21,6 @@ from myst_parser.parsers.mdit import create_md_parser
 
 from pages.words import NUMBER, Words, translate_output
 
-ENGLISH = {"api", "references"}  # they stay so, beside the labs
 GENERATED = {"evidence", "status"}  # they say what others do
 COMMON = "common"
 
@@ -66,7 +65,7 @@ def target(root: Path, name: str) -> Path:
 def pages(root: Path) -> list[str]:
     """What there is to say in Korean."""
     paths = [path for pattern in ("chapters/*.ipynb", "chapters/*.md", "ko/*.md") for path in root.glob(pattern)]
-    return [*sorted({path.stem for path in paths} - ENGLISH), "README"]
+    return [*sorted({path.stem for path in paths}), "README"]
 
 
 def english(path: Path, text: str = "") -> dict[str, str]:

@@ -80,6 +80,8 @@ def mend_page(app, pagename, templatename, context, doctree) -> None:
     body = TOUCHED.sub(r'<span class="unbroken">\g<0></span>', body)
     if app.config.language == "ko":  # a line would end, though the word goes on: 독스트링(docstring)의
         body = re.sub(r"([)”’%–])(?=[가-힣])", "\\1\N{WORD JOINER}", body)
+        # descriptions of functions, and references, are in English
+        body = re.sub(r'<(dl|div) (?=class="(?:py |citation"))', r'<\1 lang="en" ', body)
     # docutils' role for an entry is no longer one, and its list is a list of nothing without it
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     # code scrolls where it is wider than the screen (book.js takes it back where it is not)
