@@ -15,6 +15,7 @@ from pages.words import Words, translate_html
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
 MEASURED = Path("mathlib", "book", "measured.json")
+EFFECT = re.compile(r"\{(claim-[\w-]+: [^{}]+)\}")  # in a line of advice: the mean of a claim's case
 # a | within a table's cell would end it
 templates = Environment(
     trim_blocks=True,
@@ -84,6 +85,13 @@ def advice(root: Path, claims: list[dict]) -> list[dict]:
             found = known[label]["verdict"] if label in known else "not measured"
             if found != verdict:
                 raise ValueError(f"advice.yml: {line['situation']}: {label} must be {verdict!r}, was {found!r}")
+        cases = {f"{label}: {case['name']}": case for label in line["why"] for case in known[label].get("cases", [])}
+        for quoted in EFFECT.findall(line["setting"]):
+            if quoted not in cases:
+                raise ValueError(
+                    f"advice.yml: {line['situation']}: {quoted} must be a case of a claim that is its reason"
+                )
+            line["setting"] = line["setting"].replace(f"{{{quoted}}}", f"{cases[quoted]['mean']:.3f}")
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 
 

@@ -50,8 +50,8 @@ def book(tmp_path):
     return tmp_path
 
 
-def advise(book, label, verdict):
-    line = {"situation": "few | many", "advice": "do", "setting": "0.1", "why": {label: verdict}}
+def advise(book, label, verdict, setting="0.1"):
+    line = {"situation": "few | many", "advice": "do", "setting": setting, "why": {label: verdict}}
     book.joinpath("pages", "advice.yml").write_text(json.dumps([line]))
 
 
@@ -74,6 +74,16 @@ def test_advice_whose_verdict_changed_is_not_written(book, label, found):
     advise(book, label, "holds")
     with pytest.raises(ValueError, match=f"few . many: {label} must be 'holds', was {found}"):
         fill(book, "evidence")
+
+
+def test_advice_quotes_the_effects_of_its_own_claims_alone(book):
+    mean = json.loads(book.joinpath(MEASURED).read_text())["claims"][0]["cases"][0]["mean"]
+    advise(book, "claim-a", "holds in part", "gained {claim-a: first}")
+    assert f"gained {mean:.3f}." in fill(book, "evidence")
+    for quoted in ("claim-a: fourth", "claim-b: third"):
+        advise(book, "claim-a", "holds in part", f"{{{quoted}}}")
+        with pytest.raises(ValueError, match=f"few . many: {quoted} must be a case of a claim that is its reason"):
+            fill(book, "evidence")
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):
