@@ -49,7 +49,7 @@ class SentenceTransformerLoss(nn.Module):
         loss: `info_nce`, `gist_embed_loss`, or a function of the same form: anchor [B, D], positive [B, D], negatives
             [B, N, D] or nothing, and its options.
         guide: another SentenceTransformer, for a loss that takes guide_anchor: frozen, set to eval mode, and run
-            without gradient. If its words are not the model's, or it reads fewer of them, the texts are decoded and
+            without gradient. If its vocabulary is another, or it reads fewer tokens, the texts are decoded and
             tokenised anew.
         block_size: texts of a column that are encoded at once, by `encode_in_blocks`; None encodes all. (That of the
             loss, rows of scores, is another: ``functools.partial(info_nce, block_size=...)``.)

@@ -75,6 +75,8 @@ def attention(
         mask: M, broadcastable to [..., L, S]: boolean, True where a query may attend to a key, or added to
             the scores, in the dtype of query, where -inf forbids and finite numbers may have any size: only their
             differences within a row count. A row of which nothing is left has output, weights and gradient 0.
+            A padding mask [B, S] is given as ``mask[:, None, None, :]``: as it is, it would be read as [L, S] where
+            that fits.
         is_causal: query i may attend to keys 0 to i only, counted from the first query and the first key
             also when L and S differ; a mask, if given as well, forbids further ones. (To count from the last ones,
             give ``torch.ones(L, S, dtype=torch.bool).tril(S - L)`` as mask.)
@@ -278,8 +280,8 @@ class MultiHeadAttention(nn.Module):
 
     Each projection also adds a bias, unless told not to. Parameters have the names, shapes and initial
     distribution of `torch.nn.MultiheadAttention`, so that either loads the other's ``state_dict``. Calling
-    differs in three ways: the batch comes first, a boolean mask's True means *may attend* (there it means
-    *drop*), and the weights come for each head, only if asked for.
+    differs: the batch comes first, one mask stands for ``attn_mask`` and ``key_padding_mask``, its True means
+    *may attend* (there it means *drop*), the weights come for each head, only if asked for, and there is no dropout.
 
     Built on the device "meta", or sharded, the layer has no numbers. After ``to_empty``, ``reset_parameters()`` draws
     them as construction does, for the layer, or for each of its modules that has one, in any order.

@@ -128,13 +128,15 @@ def info_nce(
             {e^{\cos(a_b, p_b)/\tau} + \sum_{n \in \mathcal{N}_b} w_{bn}\, e^{\cos(a_b, n)/\tau}}
 
     With ``in_batch`` the candidates of an anchor are all other positives and all explicit negatives,
-    those given for other anchors too; without it, its own explicit negatives alone.
+    those given for other anchors too; without it, the explicit negatives alone, of a pool all of them. (In-batch
+    positives and each anchor's own negatives, no others', are scores for `contrastive_loss`.)
 
     **Rules.** A rule is a function (positive_scores [B, 1], candidate_scores [B, C]) -> weights [B, C], each >= 0
-    (not checked), called without gradient; it must not change its arguments. Where a block of scores holds the
-    positive itself, that entry reads -inf. A score within D eps of the positive's, as that of a copy is by
-    rounding, is given as equal to it. With reduction "none", and where a gradient is differentiated, a rule is
-    asked again in the backward pass, so a random rule needs "mean" or "sum".
+    (not checked), called without gradient; it must not change its arguments. The scores are cosines, not divided by the
+    temperature, float32 for half-precision inputs, and B is a block's rows, so what a rule returns must come from them.
+    Where a block of scores holds the positive itself, that entry reads -inf. A score within D eps of the positive's, as
+    that of a copy is by rounding, is given as equal to it. With reduction "none", and where a gradient is
+    differentiated, a rule is asked again in the backward pass, so a random rule needs "mean" or "sum".
 
     **Several processes.** With ``gather`` each rank of `torch.distributed` scores its own anchors against all
     ranks' positives, negatives and, where they are asked for, anchors, which have the same shape and the same
@@ -152,8 +154,8 @@ def info_nce(
         symmetric: whether to take the mean with the loss in which anchors and positives have changed places, explicit
             negatives left out: each positive looks for its anchor.
         groups: integer labels of the anchors [B], e.g. their documents' ids or classes: an anchor's candidates of its
-            own group, its positive apart, are removed before any rule sees them. Rules see scores alone, and under
-            dropout even copies of one text score apart.
+            own group, its positive apart, are removed before any rule sees them (explicit negatives by their
+            negative_groups). Rules see scores alone, and under dropout even copies of one text score apart.
         negative_groups: integer labels of the negatives, [N] or [B, N], for the same purpose.
         contrast_anchors: whether the other anchors are candidates too, scored against the anchor; with ``symmetric``
             this is SimCLR's loss.
@@ -170,9 +172,9 @@ def info_nce(
         with no candidate left has loss 0 and gradient 0.
 
     Raises:
-        ValueError: if there are no negatives without in_batch, or a rule's weights have another shape than the
-            scores; with gather, on every rank, if what must be the same on every rank is not, or if an argument
-            is wrong on one.
+        ValueError: if without in_batch there are no negatives, or symmetric or a contrast is asked for, or a rule's
+            weights have another shape than the scores; with gather, on every rank, if what must be the same on every
+            rank is not, or if an argument is wrong on one.
         RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:

@@ -33,10 +33,13 @@ def encode_in_blocks(
             = \sum_k \frac{\partial L}{\partial e_k} \frac{\partial f_\theta(x_k)}{\partial \theta},
             \qquad e_k = f_\theta(x_k)
 
-    Each block x_k is encoded without storing its activations. The backward pass, which knows by then what the loss
-    asks of e_k, encodes it again, one block after the other, with the same random numbers (dropout) and under the same
-    autocast. So values and gradients are those of the same blocks all alive, bit by bit. Memory is that of one block
-    and of all embeddings, time that of one more forward pass. Without gradient every block is encoded once.
+    Each block x_k is encoded without storing its activations. The backward pass, which has dL/de_k by then, encodes it
+    again, one block after the other, with the same random numbers (dropout) and under the same autocast. So values and
+    gradients are, bit for bit, those of the same blocks with all activations kept. Memory is that of one block and of
+    all embeddings, time that of one more forward pass. Without gradient every block is encoded once.
+
+    Leave the encoder as it is until the backward pass is over: weights that change in between give another gradient,
+    and no error says so; a change of mode, by ``eval()``, gives one from torch.
 
     A layer that mixes rows, as BatchNorm does in training, sees one block at a time, and updates its statistics twice.
     torch.compile compiles each number of rows for itself, and fails with dynamic=True on an encoder with dropout;
@@ -45,8 +48,8 @@ def encode_in_blocks(
     Args:
         encoder: f, a function or a module that maps rows to their embeddings, each row by itself.
         inputs: x: tensors whose first axis is the batch, or dicts, tuples or lists that hold such. What else these hold
-            goes to every block as it is.
-        block_size: rows that are encoded at once.
+            goes to every block as it is: a list of numbers for each row must be a tensor to be split.
+        block_size: rows that are encoded at once, >= 1.
         options: the encoder's keywords: likewise, and anything else goes to every block as it is.
 
     Returns:
@@ -63,8 +66,9 @@ def encode_in_blocks(
         >>> encoder = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
         >>> queries, documents = torch.ones(6, 3), torch.ones(6, 3)
         >>> embedded = [encode_in_blocks(encoder, x, block_size=2) for x in (queries, documents)]
-        >>> [x.shape for x in embedded]  # for info_nce(*embedded), say
+        >>> [x.shape for x in embedded]
         [torch.Size([6, 2]), torch.Size([6, 2])]
+        >>> (embedded[0] * embedded[1]).sum().backward()  # or the backward pass of info_nce(*embedded), say
 
     Chapter: 01_infonce (eq. info-nce-blocks)
     """

@@ -94,7 +94,8 @@ def gist_embed_loss(
         guide_negatives: likewise; needed if negatives are given.
         temperature: the student's, > 0, a number or a 0-d tensor that may require grad; a tensor's value is not
             checked.
-        guide_temperature: the guide's, > 0; None takes the student's.
+        guide_temperature: the guide's, > 0; None takes the student's, without its gradient: one that is learned
+            moves the guide's too. No gradient goes to the guide's.
         lam: the weight of the divergence, >= 0.
         kl_over: "all" candidates or those that were "kept".
         margin: >= 0, in the guide's cosine, or with "relative" a share of the positive's.
@@ -115,8 +116,8 @@ def gist_embed_loss(
 
     Returns:
         The loss, 0-d, or [B] with reduction "none"; float32 for half-precision inputs. Gradient goes to
-        the student alone. An anchor with no candidate has loss 0 and gradient 0; one whose candidates the guide
-        all removes has the divergence over "all" left.
+        the student alone. An anchor with no candidate has loss 0 and gradient 0; if the guide
+        removes every candidate, the divergence over "all" is what remains.
 
     Raises:
         ValueError: if there are no negatives without in_batch, or if negatives are given without the guide's, or

@@ -102,7 +102,7 @@ def semi_hard_negatives(
         \quad\text{or}\quad
         w_i = [\, s_p - m < s_i < s_p \,] \;\text{(below)}
 
-    "above" is the notes' inequality: negatives ranked before the positive, many of them false. "below" is
+    "above" chooses negatives ranked before the positive, many of them false. "below" is
     FaceNet's, on squared distances d^2 = 2 - 2 cos, carried over to cosines: a margin there is m/2 here
     (FaceNet's 0.2 is m = 0.1). Both are strict on both sides. A row with nothing chosen has loss 0.
 
@@ -110,7 +110,7 @@ def semi_hard_negatives(
         positive_scores: s_p, any scale.
         candidate_scores: s_i, the same scale; -inf, the place of the row's own positive, is never chosen.
         margin: m >= 0; 0 chooses nothing.
-        side: "above" as the notes have it, "below" as FaceNet has.
+        side: "above" or "below" the positive, where FaceNet has them.
 
     Returns:
         The weights, without gradient; float32 for half-precision inputs, which are compared in float32.
@@ -310,13 +310,14 @@ def mine_hard_negatives(
         k: how many, 1 <= k <= N.
         margin: m >= 0; None compares with no positive.
         strategy: "relative" or "absolute": how margin is meant, as in `false_negative_weights`.
-        range_min: of the documents left, skip as many of the most similar ones, >= 0.
+        range_min: how many of the most similar documents left are skipped, >= 0.
         block_size: queries, and documents, scored at once, by default as in `search` (on CUDA 4096 and 4096);
             memory is of the order of their product, D x block, and Q x (range_min + k).
 
     Returns:
         As of `search`, the named pair of cosines, highest first (float32 for half-precision inputs), and the
-        documents' indices. Where fewer than k are left, the rest has score -inf and index -1.
+        documents' indices. Where fewer than k are left, the rest has score -inf and index -1, which as an index of
+        ``documents`` would be the last of them: see ``indices >= 0`` first.
 
     Raises:
         ValueError: if a collection has no relevant document, or one of its indices is not in 0..N-1.

@@ -82,6 +82,10 @@ def sequence_log_prob(
     Example:
         >>> sequence_log_prob(torch.zeros(1, 3, 10), torch.tensor([[4, 0, 9]]))  # 3 log(1 / 10)
         tensor([-6.9078])
+        >>> tokens, answer = torch.tensor([[7, 4, 0, 9]]), torch.tensor([[False, False, True, True]])
+        >>> labels = tokens.masked_fill(~answer, -100)  # the prompt does not count
+        >>> sequence_log_prob(torch.zeros(1, 4, 10)[:, :-1], labels[:, 1:])  # logits at t are of token t + 1
+        tensor([-4.6052])
 
     Chapter: 05_dpo (eq. sequence-log-prob)
     """

@@ -262,7 +262,7 @@ def recall_at_k(
         relevant: R_q: one index for each query, or Q collections of indices, none empty; of a mapping
             {document: grade}, the documents with a grade above 0.
         k: how many results count, 1 <= k <= n.
-        reduction: "mean", or "none" for each query's value, e.g. to compare two rankings in pairs.
+        reduction: "mean", or "none" for each query's value, e.g. for a paired comparison.
 
     Returns:
         float32 in [0, 1], a 0-d tensor, or [Q].
@@ -294,10 +294,10 @@ def mean_reciprocal_rank(
     .. math:: \frac{1}{Q} \sum_q \frac{1}{\min\{r : d_{qr} \in R_q\}}
 
     Args:
-        ranked: document indices, best first.
+        ranked: document indices, best first; of the first ten, ``ranked[:, :10]``, it is MRR@10.
         relevant: R_q: one index for each query, or Q collections of indices, none empty; of a mapping
             {document: grade}, the documents with a grade above 0.
-        reduction: "mean", or "none" for each query's value, e.g. to compare two rankings in pairs.
+        reduction: "mean", or "none" for each query's value, e.g. for a paired comparison of two rankings.
 
     Returns:
         float32 in [0, 1], a 0-d tensor, or [Q].
@@ -339,7 +339,7 @@ def ndcg_at_k(
         relevant: one index for each query, or Q collections of indices, none empty, whose grades are 1; or
             mappings {document: grade}. Grades need not be whole; those below 0 count as 0.
         k: how many results count, 1 <= k <= n.
-        reduction: "mean", or "none" for each query's value, e.g. to compare two rankings in pairs.
+        reduction: "mean", or "none" for each query's value, e.g. for a paired comparison.
 
     Returns:
         float32 in [0, 1], a 0-d tensor, or [Q].
