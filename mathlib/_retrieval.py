@@ -76,7 +76,11 @@ class DualEncoder(nn.Module):
 
     def score(self, queries: object, documents: object) -> Tensor:
         """The inner product of every query with every document, [Q, N]."""
-        return similarity_matrix(*self(queries, documents), metric="dot")
+        asked, given = self(queries, documents)
+        if all(isinstance(x, Tensor) and x.ndim == 2 for x in (asked, given)) and asked.shape[1] != given.shape[1]:
+            shape, was = f"[N, D] = [N, {asked.shape[1]}]", list(given.shape)
+            raise ValueError(f"document_encoder must return shape {shape}, as query_encoder does, was {was}")
+        return similarity_matrix(asked, given, metric="dot")
 
 
 class SearchResult(NamedTuple):
@@ -392,7 +396,7 @@ def listed(name: str, given: Relevant, queries: int, other_name: str, other: Ten
             raise ValueError(f"{name} must have shape [{queries}], was {list(given.shape)}")
         check_device(name, given, other_name, other)
         return given[:, None], torch.ones_like(given[:, None], dtype=torch.float32)
-    if not isinstance(given, Sized) or isinstance(given, Set):
+    if not isinstance(given, Sized) or isinstance(given, (Set, Mapping)):
         raise TypeError(f"{name} must be a tensor or a sequence of collections, was {type(given).__name__}")
     if len(given) != queries:
         raise ValueError(f"{name} must have one collection for each of {queries} queries, was {len(given)}")

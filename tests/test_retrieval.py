@@ -604,6 +604,18 @@ def test_dual_encoder_says_what_is_wrong(bad_input, encoders, message):
     assert str(caught.value) == message
 
 
+def test_encoders_of_two_widths_have_no_score():
+    model = DualEncoder(nn.Linear(3, 2), nn.Linear(3, 4))
+    with pytest.raises(ValueError) as caught:
+        model.score(torch.zeros(1, 3), torch.zeros(5, 3))
+    assert str(caught.value) == "document_encoder must return shape [N, D] = [N, 2], as query_encoder does, was [5, 4]"
+
+
+def test_what_an_encoder_returns_is_judged_as_scores_are(bad_input):
+    with pytest.raises(ValueError, match="a must have shape"):
+        DualEncoder(nn.Flatten(0), nn.Identity()).score(torch.zeros(1, 3), torch.zeros(5, 3))
+
+
 three, two = torch.zeros(3, 4), torch.zeros(2, 4)
 
 
@@ -684,6 +696,7 @@ ranked = torch.tensor([[4, 2, 7], [1, 2, 3]])
             TypeError,
             "relevant must be a tensor or a sequence of collections, was set",
         ),
+        ({"relevant": {0: {1}, 1: {2}}}, TypeError, "relevant must be a tensor or a sequence of collections, was dict"),
         ({"relevant": [[[1]], [2]]}, TypeError, "relevant must hold ints, item 0 had a list"),
         ({"relevant": [{2}]}, ValueError, "relevant must have one collection for each of 2 queries, was 1"),
         ({"relevant": [{2}] * 3}, ValueError, "relevant must have one collection for each of 2 queries, was 3"),
