@@ -91,6 +91,13 @@ def test_hidden_code_is_all_there_and_no_two_bars_hide_code_with_nothing_in_betw
         assert following is None or not following.select(":scope > details.hide"), bar
 
 
+@pytest.mark.parametrize(("name", "parts"), [("api", "dl.py"), ("references", "div.citation")])
+def test_what_stays_english_on_a_korean_page_says_so(output, name, parts):
+    text = (output / "html" / "ko" / "chapters" / f"{name}.html").read_text(encoding="utf-8")
+    found = BeautifulSoup(text, "html.parser").select(parts)
+    assert found and {part.get("lang") for part in found} == {"en"}
+
+
 def test_no_page_tells_of_a_repository_when_none_is_known(output):
     for path in output.glob("html/**/*.html"):
         text = path.read_text(encoding="utf-8")
