@@ -215,8 +215,9 @@ def _words(name, text):
 
 
 def _number(value):
-    text = str(value) if isinstance(value, (str, int)) else f"{value:.6g}"
-    return text if isinstance(value, str) else text.replace("-", "\N{MINUS SIGN}")
+    if isinstance(value, str):
+        return value
+    return f"{value:{',' if isinstance(value, int) else '.6g'}}".replace("-", "\N{MINUS SIGN}")
 
 
 def _figure(frames, label="", start=0):

@@ -120,7 +120,7 @@ def test_words_are_escaped():
 def test_negative_and_named_values_read_well():
     values = [-0.5, np.float32(0.1), "all", 65536]
     html = figures.slider(lambda value: draw(1), values, label="k", alt="A line.").html
-    assert re.findall('data-value="([^"]*)"', html) == ["\N{MINUS SIGN}0.5", "0.1", "all", "65536"]
+    assert re.findall('data-value="([^"]*)"', html) == ["\N{MINUS SIGN}0.5", "0.1", "all", "65,536"]
 
 
 def test_the_page_decides_fonts_text_colour_and_background():
