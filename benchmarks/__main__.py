@@ -1,6 +1,7 @@
 """Run every benchmark and write results.json: python benchmarks [--most B] [--note "under what load"] ...
 
-On a CUDA device the batch grows to 131072; --bfloat16 and --tf32 choose the dtype of the products.
+On a CUDA device it is results-cuda.json, and the batch grows to 131072. --bfloat16 and --tf32 choose the dtype of the
+products.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from measure import RESULTS, environment, flags, options, parser, read_command_line
 
-SCRIPTS = ("contrastive", "small", "growth", "gist", "log_prob", "search", "attention", "imports", "accuracy")
+SCRIPTS = ("contrastive", "small", "growth", "gist", "halves", "log_prob", "search", "attention", "imports", "accuracy")
 
 parser.description = __doc__
 parser.add_argument("--note", default="", help="under what load the numbers were taken")

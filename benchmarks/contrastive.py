@@ -131,4 +131,4 @@ def run(quick, most):
 
 
 if __name__ == "__main__":
-    main(run, step, 64)
+    main(run, step, 64, bars_on_cuda=True)

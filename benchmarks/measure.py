@@ -6,7 +6,7 @@ that does the work once, and `run(quick, most)`, which returns rows and bars; mo
 Times are the shortest of several rounds in which all candidates take turns: whatever else a machine does can only
 add to a time, and adds most to those who hand small pieces of work to two threads. The median is given too; only
 ratios are worth reading. Memory is the peak of a fresh process beyond its inputs; on CUDA, what the allocator
-counts.
+counts while it runs once more.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 from mathlib.book.machine import machine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS = Path(__file__).with_name("results-cuda.json" if DEVICE == "cuda" else "results.json")
 PACKAGES = (
     "torch",
     "sentence-transformers",
@@ -110,8 +110,6 @@ def times_of(steps: dict[str, Step], rounds: int) -> dict[str, tuple[float, floa
 
 def peak() -> float:
     """The most memory so far, in MB."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # on Linux, ru_maxrss of a new process begins with what its parent had
         return next(float(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1e3
@@ -119,8 +117,14 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def extra_memory(script: str, name: str, size: int) -> float:
-    """The MB that one step needs beyond its inputs, in a process of its own."""
+def extra_memory(script: str, make: Callable[[str, int], Step], name: str, size: int) -> float:
+    """The MB that one step needs beyond its inputs; on a CPU in a process of its own."""
+    if DEVICE == "cuda":
+        step = make(name, size)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     command = [sys.executable, script, *flags("bfloat16", "tf32"), "--memory", name, str(size)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -181,7 +185,7 @@ def timed(
     for name in names:
         # a fresh process takes seconds to start; one that compiles needs most of its memory for that
         unknown = options.quick or (DEVICE == "cpu" and name.startswith("torch.compile"))
-        used = None if unknown else extra_memory(script, name, size)
+        used = None if unknown else extra_memory(script, step, name, size)
         rows.append(row(question, name, size, times[name], times[base], used, rounds))
     return rows
 
@@ -194,8 +198,14 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int], Step], smallest: int) -> None:
-    """The command line of each script: a table, or the memory of one step."""
+def main(
+    run: Callable[[bool, int], tuple[list, list]],
+    step: Callable[[str, int], Step],
+    smallest: int,
+    *,
+    bars_on_cuda: bool = False,
+) -> None:
+    """The command line of each script: a table, or the memory of one step; most bars were set for a CPU alone."""
     parser.add_argument("--json", type=Path, help="also write the rows and bars to this file")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "SIZE"), help="only print the MB that one step needs")
     read_command_line()
@@ -208,6 +218,8 @@ def main(run: Callable[[bool, int], tuple[list, list]], step: Callable[[str, int
         print(peak() - before)
     else:
         rows, bars = run(options.quick, options.most)
+        if DEVICE == "cuda" and not bars_on_cuda:
+            bars = []
         for each in bars:
             print(f"  {each['bar']}: {each['measured']} of {each['limit']} {each['unit']}, met: {each['met']}")
         if options.json:

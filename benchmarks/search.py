@@ -2,7 +2,6 @@
 
 import os
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from measure import DEVICE, bar, main, normal, timed
@@ -16,7 +15,6 @@ for variable in [name for name in os.environ if name.startswith("OPENBLAS_")]:
 D = 384
 BASE, PLAIN = "the bare product", "torch product and topk"
 OURS, MINING = "mathlib search", "mathlib mine_hard_negatives"
-HALF = ", bfloat16"
 FEW = "64 queries: "
 FAISS = "FAISS IndexFlatIP"
 PEERS = {FAISS: "faiss", "sentence-transformers semantic_search": "sentence_transformers"}
@@ -25,9 +23,7 @@ PEERS = {FAISS: "faiss", "sentence-transformers semantic_search": "sentence_tran
 def step(name, size):
     """1000 queries, or 64, in `size` documents."""
     queries, documents = normal(0, 64 if name.startswith(FEW) else 1000, D), normal(1, size, D)
-    if name.endswith(HALF):
-        queries, documents = queries.bfloat16(), documents.bfloat16()
-    name = name.removeprefix(FEW).removesuffix(HALF)
+    name = name.removeprefix(FEW)
     if name == BASE:
         return lambda: queries @ documents.T
     if name == PLAIN:
@@ -61,23 +57,17 @@ def kernels():
     return found
 
 
-def has_amx():
-    """Whether the processor multiplies bfloat16 matrices; False where it does not say."""
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and "amx_bf16" in flags.read_text()
-
-
 def run(quick, most):
     peers = [name for name, module in PEERS.items() if find_spec(module)]
     rows = []
     for size in [64] if quick else [10_000, 100_000]:
-        names = [BASE, PLAIN, OURS, OURS + HALF, MINING, MINING + HALF, *peers]
+        names = [BASE, PLAIN, OURS, MINING, *peers]
         rows += timed("search", __file__, step, names, size, 1 if quick else 5, BASE)
     for size in [64] if quick else [1000, 10_000]:
         names = [FEW + name for name in (PLAIN, OURS)]
         rows += timed("search", __file__, step, names, size, 1 if quick else 200, FEW + PLAIN)
     used = kernels()
-    print(f"  kernels: {used}, AMX: {has_amx()}")
+    print(f"  kernels: {used}")
     for row in rows:
         row["kernels"] = used.get(row["name"], used["torch"])
     largest = 64 if quick else 100_000
@@ -107,16 +97,6 @@ def run(quick, most):
                 ours["ms"] / found[FAISS, largest]["ms"],
                 "x FAISS in the same run",
                 "nine tenths of it are the product, and here FAISS's library multiplies faster than torch's",
-            )
-        )
-    for name in (OURS, MINING):
-        bars.append(
-            bar(
-                f"{name}{HALF}: time",
-                0.45,
-                found[name + HALF, largest]["ms"] / found[name, largest]["ms"],
-                "x float32",
-                "the selection takes as long in either" if has_amx() else "this processor has no AMX",
             )
         )
     for size in sorted({row["size"] for row in rows if row["name"] == FEW + OURS}):

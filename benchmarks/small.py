@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from contrastive import plain
-from measure import backward, bar, main, normal, row, times_of
+from measure import DEVICE, backward, bar, main, normal, row, times_of
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mathlib import false_negative_weights, gist_embed_loss, info_nce
@@ -12,6 +12,7 @@ from mathlib import false_negative_weights, gist_embed_loss, info_nce
 D = 384
 TEMPERATURE = 0.05
 SIZES = (16, 64, 128, 256)
+ROUNDS = 1000 if DEVICE == "cpu" else 200
 
 
 def cosines(a, p):
@@ -80,7 +81,7 @@ def run(quick, most):
     for size in [64] if quick else [size for size in SIZES if size <= most]:
         for name in PAIRS:
             names = [f"{name}, by hand", name]
-            times = times_of({each: step(each, size) for each in names}, 1 if quick else 1000)
+            times = times_of({each: step(each, size) for each in names}, 1 if quick else ROUNDS)
             rows += [row("small", each, size, times[each], times[names[0]]) for each in names]
             bars.append(bar(f"{name}, B = {size}: time", 1.1, rows[-1]["ratio"], "x by hand", reason))
     return rows, bars

@@ -119,6 +119,7 @@ def attention(
     check_number("scale", scale, above=0)
     if is_causal and (mask is not None or return_weights):
         mask, is_causal = causal(mask, query, key), False
+    asking = None
     if mask is not None:
         mask = level(torch.atleast_2d(mask), cast_dtype(query))
         asking, asked = asking_and_asked(mask)
@@ -129,7 +130,7 @@ def attention(
         key, value = key[..., :queries, :], value[..., :queries, :]  # no query attends to those beyond
     if return_weights:
         return plain(query, key, value, mask, scale, leading, sharing)
-    return fused(query, key, value, mask, is_causal, scale, leading, sharing)
+    return fused(query, key, value, mask, asking, is_causal, scale, leading, sharing)
 
 
 def queries_per_key(query: Tensor, key: Tensor, value: Tensor) -> int:
@@ -146,6 +147,8 @@ def leading_axes(query: Tensor, key: Tensor, value: Tensor, sharing: int) -> tor
     shapes = [x.shape[:-2] for x in (query, key, value)]
     if sharing > 1:
         shapes[1:] = [torch.Size((batch, heads * sharing)) for batch, heads in shapes[1:]]
+    if shapes[0] == shapes[1] == shapes[2]:  # torch.broadcast_shapes takes longer than the kernel of a short sequence
+        return shapes[0]
     try:
         return torch.broadcast_shapes(*shapes)
     except RuntimeError:
@@ -188,16 +191,23 @@ def fused(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    asking: Tensor | None,
     is_causal: bool,
     scale: float,
     leading: torch.Size,
     sharing: int = 1,
 ) -> Tensor:
-    """The output of torch's fused kernel, which gives 0 and gradient 0 to rows that may attend to nothing."""
+    """The output of torch's fused kernel, and 0 where a query may attend to nothing: asking [..., L] is False there.
+
+    What a kernel makes of an empty row differs between kernels, one on CUDA takes the mean. So it gets a full one.
+    """
     groups, grouped = leading, False
     if sharing > 1:  # which torch.compile takes for a symbol, and the kernel does not
         groups, grouped = torch.Size((leading[0], key.shape[1])), True
     query, key, value = four_axes(query, leading), four_axes(key, groups), four_axes(value, groups)
+    empty = None if asking is None else ~asking[..., None]
+    if mask is not None and empty is not None:
+        mask = mask.masked_fill(empty, mask.dtype == torch.bool)
     if mask is not None and len(leading) > 2:
         mask = four_axes(mask, leading)
     elif mask is not None:
@@ -205,12 +215,14 @@ def fused(
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
-    return output.reshape(*leading, *output.shape[-2:])
+    output = output.reshape(*leading, *output.shape[-2:])
+    return output if empty is None else output.masked_fill(empty, 0.0)
 
 
 def four_axes(x: Tensor, leading: torch.Size) -> Tensor:
     """[..., L, D] as [batch, heads, L, D], a view up to four axes: all else misses torch's fused kernels."""
-    x = x.expand(*leading, *x.shape[-2:])
+    if x.shape[:-2] != leading:
+        x = x.expand(*leading, *x.shape[-2:])
     return x[(None,) * (4 - x.ndim)] if x.ndim < 4 else x.flatten(0, -4)
 
 
@@ -382,16 +394,18 @@ class MultiHeadAttention(nn.Module):
         check_flag("return_weights", return_weights)
         if is_causal and (mask is not None or return_weights):
             mask, is_causal = causal(mask, query, key), False
+        asking = None
         if mask is not None:
             mask = level(mask[(None,) * (4 - mask.ndim)], cast_dtype(query))
-            asking, asked = (x.any(dim=1) for x in asking_and_asked(mask))  # by any head: [B, L], [B, S]
+            asking, asked = asking_and_asked(mask)
+            asked = asked.any(dim=1)  # by any head
             shared = value is key
             if key is query:
                 query = key = harmless(query, asked)
             else:
                 key = cleared(key, asked)
             value = key if shared else cleared(value, asked)
-            query = cleared(query, asking)
+            query = cleared(query, asking.any(dim=1))
         elif is_causal:
             key, value = key[:, : sizes["L"]], value[:, : sizes["L"]]  # no query attends to those beyond
 
@@ -405,7 +419,7 @@ class MultiHeadAttention(nn.Module):
             mask = mask.to(q.dtype)  # another one under autocast
         scale, leading = 1 / math.sqrt(q.shape[-1]), q.shape[:2]
         if not return_weights:
-            return self.joined(fused(q, k, v, mask, is_causal, scale, leading))
+            return self.joined(fused(q, k, v, mask, asking, is_causal, scale, leading))
         heads, weights = plain(q, k, v, mask, scale, leading)
         return self.joined(heads), weights
 

@@ -191,7 +191,7 @@ def row_blocks(layout: Layout, x: Embeddings, least_rows: int, block_size: int |
         if x.anchor.device.type == "cpu":
             block_size = min(512, max(least_rows, 2**20 // columns))
         else:  # pragma: no cover - needs CUDA: fill the device, no mutate block
-            block_size = max(512, 2**28 // columns)
+            block_size = max(1024, 2**26 // columns)
     return [slice(first, min(first + block_size, layout.rows)) for first in range(0, layout.rows, block_size)]
 
 

@@ -162,9 +162,9 @@ def info_nce(
         contrast_positives: whether pairs of positives are candidates too: row b's positive against all others.
         reduction: "mean" over the anchors, "sum", or "none" for the loss of each.
         block_size: rows whose scores are alive at once; None means 512 on a CPU (as few as 384 with a rule
-            and many candidates) and more on a GPU. Memory is O(block_size * candidates); loss and gradients stay
-            the same, up to rounding. Where the gradient itself is to be differentiated, and under torch.compile,
-            the formula is evaluated as it stands.
+            and many candidates), on CUDA 1024, or as many as have 2^26 scores. Memory is O(block_size * candidates);
+            loss and gradients stay the same, up to rounding. Where the gradient itself is to be differentiated, and
+            under torch.compile, the formula is evaluated as it stands.
         gather: whether the candidates of all ranks count.
 
     Returns:

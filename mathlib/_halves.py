@@ -45,8 +45,7 @@ def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | N
     """
     with no_autocast(a):
         if a.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
-            product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32)
-            return product if out is None else out.copy_(product)
+            return torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32, out=out)
         if dtype == torch.float16 or torch.compiler.is_compiling():
             return torch.mm(a, b.mT, out=out)
         with as_bfloat16:

@@ -311,7 +311,7 @@ def mine_hard_negatives(
         margin: m >= 0; None compares with no positive.
         strategy: "relative" or "absolute": how margin is meant, as in `false_negative_weights`.
         range_min: how many of the most similar documents left are skipped, >= 0.
-        block_size: queries, and documents, scored at once, by default as in `search` (on CUDA 4096 and 4096);
+        block_size: queries, and documents, scored at once, by default as in `search` (on CUDA 4096 queries);
             memory is of the order of their product, D x block, and Q x (range_min + k).
 
     Returns:

@@ -112,7 +112,8 @@ def search(
         documents: N embeddings; same dtype and device as queries.
         k: how many, 1 <= k <= N.
         metric: "dot" or "cosine".
-        block_size: documents scored at once, by default 8192, for 64 queries or fewer 65536 (on CUDA 4096).
+        block_size: documents scored at once, by default 8192, for 64 queries or fewer 65536; on CUDA 2^25 / Q, at
+            least 4096.
             Memory is of the order Q x (block + k), on a CPU min(Q, 512) x block + Q x k, and with "cosine" or
             half precision D x block.
 
@@ -189,7 +190,8 @@ def nearest(
     asking = queries.shape[0]
     # on a CPU a block of scores should stay in its cache, but be worth its launches; CUDA wants few of these
     if queries.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
-        rows, columns = rows or asking, columns or 4096
+        rows = rows or asking
+        columns = columns or max(4096, 2**25 // max(min(rows, asking), 1))
     else:
         rows, columns = rows or 512, columns or (8192 if asking > 64 else 65536)
     given = [(part, vectors_of(queries[part], metric)) for part in parts_of(asking, rows)]
@@ -199,6 +201,7 @@ def nearest(
         for i, (asked, vectors) in enumerate(given):
             block = drop(scores_of(vectors, candidates, queries.dtype), asked, part)
             found = strongest(block.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), k)
+            del block  # memory that the next one can take
             best[i] = merged(best[i], found, part.start, k)
     results = [ordered(*result) for result in best if result is not None]
     return results[0] if len(results) == 1 else SearchResult(*map(torch.cat, zip(*results, strict=True)))
@@ -221,7 +224,7 @@ def strongest(scores: Tensor, k: int) -> SearchResult:
     rows, columns = scores.shape
     groups = columns // WIDTH
     # the candidates must be few, and there must be enough scores to be worth the launches
-    if scores.is_cuda or rows * columns < 2**17 or groups < 2 * k:
+    if rows * columns < 2**17 or groups < 2 * k:
         return SearchResult(*scores.topk(min(k, columns), dim=1, sorted=False))
     rest = groups * WIDTH
     grouped = scores[:, :rest].unflatten(1, (groups, WIDTH))

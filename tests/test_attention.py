@@ -347,7 +347,6 @@ def test_without_weights_a_fused_kernel_is_called_with_views_alone(normal, leadi
             assert [x.data_ptr() for x in called] == [x.data_ptr() for x in tensors]
         else:
             assert given_mask.numel() == mask.numel()
-            assert is_causal or kind == "added" or given_mask.data_ptr() == mask.data_ptr()
     assert "FlashAttention" in str(kernel(*called).grad_fn) or attended.device.type != "cpu"
     attention(*tensors, mask=mask, is_causal=is_causal, return_weights=True)
     assert not calls
@@ -630,6 +629,24 @@ def test_a_row_of_which_nothing_is_left_is_0_with_gradient_0(normal, dtype, kind
     assert (gradients[0][..., -2, :] == 0).all() and (gradients[0][..., -1, :] != 0).any()
 
 
+@pytest.mark.parametrize("kind", ["boolean", "added"])
+def test_no_kernel_is_given_a_row_of_which_nothing_is_left(normal, kind, monkeypatch):
+    # what it would make of one differs between kernels
+    def spy(*tensors, attn_mask, **options):
+        allowed = attn_mask if kind == "boolean" else ~attn_mask.isneginf()
+        assert allowed.any(dim=-1).all()
+        return kernel(*tensors, attn_mask=attn_mask, **options)
+
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    mask = masks(normal, 2, 2, 4, 4)[kind]
+    mask[0, 1, 0] = False if kind == "boolean" else -math.inf  # one head's, beside another's that is left something
+    layer, _ = pair_of_layers(mask.device)
+    layer(normal(0, 2, 4, 8), mask=mask)
+    attended = attention(*leaves(normal, "batch and heads", L=4, S=4), mask=mask[:, :1])
+    assert (attended[..., -2, :] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["boolean", "added"])
 @both_paths
@@ -794,6 +811,8 @@ def test_under_autocast_both_paths_do_as_torch_does(normal, dtype, given, kind):
         fused = attention(*tensors, mask=mask)
         plain, weights = attention(*tensors, mask=mask, return_weights=True)
         theirs = F.scaled_dot_product_attention(*tensors, attn_mask=mask)
+    if kind != "none":
+        theirs[..., -2, :] = 0  # of a row of which nothing is left, CUDA's kernel takes the mean
     assert fused.dtype == plain.dtype == weights.dtype == theirs.dtype
     assert_close(fused, theirs)
     eps = torch.finfo(theirs.dtype).eps
@@ -959,7 +978,8 @@ def test_under_autocast_a_mask_is_levelled_before_it_is_rounded(normal, device, 
         with torch.autocast(device, dtype=dtype):
             assert_close(*(output(x, x, x, mask=m, return_weights=return_weights) for m in (mask[0], None)))
             ours, expected = (layer(x, mask=m, return_weights=return_weights) for m in (mask, None))
-            assert_close(ours, expected)
+            # on CUDA two kernels, whose heads are rounded
+            assert_close(ours, expected, rtol=0, atol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4), (4, 1), (3, 1, 1, 4), (3, 1, 4, 4), (3, 2, 4, 4), (1, 2, 1, 4)])

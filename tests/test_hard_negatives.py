@@ -870,7 +870,7 @@ def test_no_more_than_a_block_of_scores_is_alive(normal, largest):
         mine_hard_negatives(queries, documents, positives, k=2, margin=0.1, block_size=10)
     assert seen.numel <= 10 * (10 + 2 + 2) + 1
     # by default
-    rows, columns = (512, 8192) if queries.device.type == "cpu" else (4096, 4096)
+    rows, columns = (512, 8192) if queries.device.type == "cpu" else (4096, 9000)
     many = torch.ones(9000, 1, device=queries.device)
     positives = torch.zeros(9000, dtype=torch.int64, device=queries.device)
     with largest() as seen:

@@ -84,7 +84,7 @@ def sequences(normal, seed=0, dtype=torch.float64):
 @pytest.fixture(params=[1, 12, 45, 2**22], ids="block of {}".format)
 def block(request, monkeypatch):
     """Blocks of 1 token (of 5 logits, so more than asked for), of 2 tokens, of 2 sequences, of everything."""
-    monkeypatch.setattr(mathlib._preference, "BLOCK", request.param)
+    monkeypatch.setattr(mathlib._preference, "BLOCK", {"cpu": request.param})
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -389,7 +389,7 @@ def test_there_may_be_no_tokens_and_no_sequences(normal):
 
 
 def test_blocks_cover_every_token_once_and_hold_no_more_than_they_may(monkeypatch):
-    monkeypatch.setattr(mathlib._preference, "BLOCK", 24)
+    monkeypatch.setattr(mathlib._preference, "BLOCK", {"cpu": 24})
     for shape in ((3, 4, 5), (2, 9, 6), (7, 1, 12), (5, 2, 3), (2, 3, 100)):
         seen = torch.zeros(shape)
         blocks = list(mathlib._preference.blocks(seen))

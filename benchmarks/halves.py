@@ -1,0 +1,64 @@
+"""What do bfloat16 embeddings cost over float32 ones, by each function that multiplies them?"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from measure import DEVICE, backward, bar, main, normal, timed
+
+from mathlib import false_negative_weights, gist_embed_loss, info_nce, mine_hard_negatives, search
+
+D = 384
+HALF = ", bfloat16"
+RULE = partial(false_negative_weights, strategy="absolute", margin=0.1)
+LOSSES = {
+    "mathlib": (info_nce, 0.45),
+    "mathlib, symmetric": (partial(info_nce, symmetric=True), 0.45),
+    "mathlib, false-negative rule": (partial(info_nce, weigh=RULE), 0.5),
+}
+GIST, SEARCH, MINING = "mathlib GIST with KL", "mathlib search", "mathlib mine_hard_negatives"
+LIMITS = {**{name: limit for name, (_, limit) in LOSSES.items()}, GIST: 0.5, SEARCH: 0.45, MINING: 0.45}
+
+
+def step(name, size):
+    """A loss of `size` pairs, or 1000 queries in `size` documents."""
+    dtype = torch.bfloat16 if name.endswith(HALF) else torch.float32
+    name = name.removesuffix(HALF)
+    if name in (SEARCH, MINING):
+        queries, documents = normal(0, 1000, D).to(dtype), normal(1, size, D).to(dtype)
+        if name == SEARCH:
+            return lambda: search(queries, documents, k=10)
+        known = torch.arange(len(queries), device=DEVICE) % size
+        return lambda: mine_hard_negatives(queries, documents, known, k=10)
+    a, p, *guide = (normal(seed, size, D).to(dtype) for seed in range(4 if name == GIST else 2))
+    if name == GIST:
+        return backward(lambda a, p: gist_embed_loss(a, p, guide_anchor=guide[0], guide_positive=guide[1]), a, p)
+    return backward(LOSSES[name][0], a, p)
+
+
+def has_amx():
+    """Whether the processor multiplies bfloat16 matrices; False where it does not say."""
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "amx_bf16" in flags.read_text()
+
+
+def run(quick, most):
+    rows, bars = [], []
+    reason = "only the products are faster: launches and the passes over float32 scores take as long in either"
+    more = "a block's derivatives are copied into the factors' dtype before they are multiplied"
+    if DEVICE == "cpu" and not has_amx():
+        reason = "this processor does not multiply bfloat16 matrices (AMX), so that the products are float32's own"
+    for name, limit in LIMITS.items():
+        size = 64 if quick else 100_000 if name in (SEARCH, MINING) else 4096
+        if size > most and name not in (SEARCH, MINING):
+            continue
+        base, half = timed("halves", __file__, step, [name, name + HALF], size, 1 if quick else 9, name)
+        rows += [base, half]
+        bars.append(bar(f"{name}{HALF}: time", limit, half["ratio"], "x float32", reason))
+        if not quick:
+            bars.append(bar(f"{name}{HALF}: extra memory", base["mb"], half["mb"], "MB, as float32", more))
+    return rows, bars
+
+
+if __name__ == "__main__":
+    main(run, step, 64, bars_on_cuda=True)
