@@ -15,9 +15,16 @@ from mathlib import info_nce
 ROWS, D = 2048, 384
 
 
+def wide_loss(a, p):
+    """`plain`, whose scores alone are of the embeddings' dtype: what of its error is theirs?"""
+    normalize, cross_entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
+    scores = normalize(a) @ normalize(p).T / 0.05
+    return cross_entropy(scores.float(), torch.arange(len(a), device=a.device))
+
+
 def functions():
     """The losses at temperature 0.05, by name."""
-    found = {"mathlib": info_nce, "torch, by hand": plain}
+    found = {"mathlib": info_nce, "torch, by hand": plain, "torch, by hand, cross_entropy in float32": wide_loss}
     if find_spec("info_nce"):
         from info_nce import info_nce as peer
 
@@ -48,6 +55,8 @@ def main():
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for name, loss in functions().items():
+            if loss is wide_loss and dtype == torch.float32:
+                continue  # there it is `plain`
             of_loss, of_gradient = errors(loss, dtype, 64 if options.quick else ROWS)
             size, name = (64 if options.quick else ROWS), f"{name}, {str(dtype).removeprefix('torch.')}"
             print(f"  {name:38s} {size:6d} loss {of_loss:8.1e} gradient {of_gradient:8.1e}", flush=True)

@@ -341,6 +341,7 @@ def mine_hard_negatives(
     """
     check_shapes(("queries", queries, "Q D"), ("documents", documents, "N D"))
     check_some("queries", queries, 1, "feature")
+    check_some("documents", documents, 0, "row")
     size = documents.shape[0]
     known, _ = listed("positive_indices", positive_indices, queries.shape[0], "queries", queries)
     if not isinstance(positive_indices, Tensor):

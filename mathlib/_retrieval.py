@@ -113,9 +113,8 @@ def search(
         k: how many, 1 <= k <= N.
         metric: "dot" or "cosine".
         block_size: documents scored at once, by default 8192, for 64 queries or fewer 65536; on CUDA 2^25 / Q, at
-            least 4096.
-            Memory is of the order Q x (block + k), on a CPU min(Q, 512) x block + Q x k, and with "cosine" or
-            half precision D x block.
+            least 4096. Memory is of the order Q x (block + k), on a CPU min(Q, 512) x block + Q x k, and with
+            "cosine" or half precision D x block.
 
     Returns:
         The named pair of scores, best first (float32 for half-precision inputs), and the documents' indices.
@@ -139,6 +138,7 @@ def search(
     """
     check_shapes(("queries", queries, "Q D"), ("documents", documents, "N D"))
     check_some("queries", queries, 1, "feature")
+    check_some("documents", documents, 0, "row")
     check_count("k", k, most=documents.shape[0], most_meaning="the number of documents")
     check_choice("metric", metric, ("dot", "cosine"))
     if block_size is not None:

@@ -1027,6 +1027,7 @@ count = "k must be an int >= 1 and <= 3 (the number of documents), was"
         ({"queries": torch.zeros(4)}, ValueError, "queries must have shape [Q, D], was [4]"),
         ({"documents": three[None]}, ValueError, "documents must have shape [N, D] = [N, 4], was [1, 3, 4]"),
         ({"documents": torch.zeros(3, 5)}, ValueError, "documents must have shape [N, D] = [N, 4], was [3, 5]"),
+        ({"documents": torch.zeros(0, 4)}, ValueError, "documents must have at least one row, was [0, 4]"),
         (
             {"queries": torch.zeros(2, 0), "documents": torch.zeros(3, 0)},
             ValueError,

@@ -651,7 +651,7 @@ three, two = torch.zeros(3, 4), torch.zeros(2, 4)
         (
             {"documents": torch.zeros(0, 4)},
             ValueError,
-            "k must be an int >= 1 and <= 0 (the number of documents), was 1",
+            "documents must have at least one row, was [0, 4]",
         ),
         ({"metric": "l2"}, ValueError, "metric must be one of 'dot', 'cosine', was 'l2'"),
         ({"block_size": 0}, ValueError, "block_size must be an int >= 1, was 0"),
