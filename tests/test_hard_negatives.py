@@ -1112,4 +1112,4 @@ def test_mine_hard_negatives_says_what_is_wrong(bad_input, wrong, error, message
 def test_an_empty_corpus_has_no_positive_to_name(bad_input):
     with pytest.raises(ValueError) as caught:
         mine_hard_negatives(two[:0], three[:0], [], k=1)
-    assert str(caught.value) == "k must be an int >= 1 and <= 0 (the number of documents), was 1"
+    assert str(caught.value) == "documents must have at least one row, was [0, 4]"
