@@ -148,7 +148,8 @@ def info_nce(
         anchor: a, any scale (embeddings are scaled to unit length).
         positive: p, row b belongs to anchor b.
         negatives: a pool shared by all anchors [N, D], or N of each anchor's own [B, N, D].
-        temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked.
+        temperature: tau > 0, a number or a 0-d tensor that may require grad; a tensor's value is not checked. From
+            half-precision embeddings its gradient, like theirs, is as exact as half precision.
         in_batch: whether the rest of the batch counts as negatives.
         weigh: w, by default 1: a rule, or several whose weights multiply.
         symmetric: whether to take the mean with the loss in which anchors and positives have changed places, explicit
