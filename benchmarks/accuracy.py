@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from contrastive import plain
 from measure import DEVICE
+from small import TEMPERATURE, cosines, rows_of
 
 from mathlib import info_nce
 
@@ -17,9 +18,7 @@ ROWS, D = 2048, 384
 
 def wide_loss(a, p):
     """`plain`, whose scores alone are of the embeddings' dtype: what of its error is theirs?"""
-    normalize, cross_entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
-    scores = normalize(a) @ normalize(p).T / 0.05
-    return cross_entropy(scores.float(), torch.arange(len(a), device=a.device))
+    return torch.nn.functional.cross_entropy((cosines(a, p) / TEMPERATURE).float(), rows_of(a))
 
 
 def functions():

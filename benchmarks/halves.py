@@ -4,20 +4,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from contrastive import OURS
+from gist import OURS as GIST
 from measure import DEVICE, backward, bar, main, normal, timed
+from search import MINING
+from search import OURS as SEARCH
+from small import gist
 
-from mathlib import false_negative_weights, gist_embed_loss, info_nce, mine_hard_negatives, search
+from mathlib import info_nce, mine_hard_negatives, search
 
 D = 384
 HALF = ", bfloat16"
-RULE = partial(false_negative_weights, strategy="absolute", margin=0.1)
-LOSSES = {
-    "mathlib": (info_nce, 0.45),
-    "mathlib, symmetric": (partial(info_nce, symmetric=True), 0.45),
-    "mathlib, false-negative rule": (partial(info_nce, weigh=RULE), 0.5),
-}
-GIST, SEARCH, MINING = "mathlib GIST with KL", "mathlib search", "mathlib mine_hard_negatives"
-LIMITS = {**{name: limit for name, (_, limit) in LOSSES.items()}, GIST: 0.5, SEARCH: 0.45, MINING: 0.45}
+LIMITS = dict(zip((*OURS, GIST, SEARCH, MINING), (0.45, 0.45, 0.5, 0.5, 0.45, 0.45), strict=True))
 
 
 def step(name, size):
@@ -31,9 +29,8 @@ def step(name, size):
         known = torch.arange(len(queries), device=DEVICE) % size
         return lambda: mine_hard_negatives(queries, documents, known, k=10)
     a, p, *guide = (normal(seed, size, D).to(dtype) for seed in range(4 if name == GIST else 2))
-    if name == GIST:
-        return backward(lambda a, p: gist_embed_loss(a, p, guide_anchor=guide[0], guide_positive=guide[1]), a, p)
-    return backward(LOSSES[name][0], a, p)
+    loss = gist if name == GIST else partial(info_nce, **OURS[name])
+    return backward(lambda a, p: loss(a, p, *guide), a, p)
 
 
 def has_amx():

@@ -125,7 +125,7 @@ def extra_memory(script: str, make: Callable[[str, int], Step], name: str, size:
         torch.cuda.reset_peak_memory_stats()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    command = [sys.executable, script, *flags("bfloat16", "tf32"), "--memory", name, str(size)]
+    command = [sys.executable, script, *flags("bfloat16"), "--memory", name, str(size)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
