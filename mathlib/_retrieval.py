@@ -405,12 +405,12 @@ def listed(name: str, given: Relevant, queries: int, other_name: str, other: Ten
         raise ValueError(f"{name} must have one collection for each of {queries} queries, was {len(given)}")
     graded = [above_zero(name, q, documents) for q, documents in enumerate(given)]
     longest = max(map(len, graded), default=1)
-    documents = [[*row, *[next(iter(row))] * (longest - len(row))] for row in graded]
-    grades = [[*row.values(), *[0.0] * (longest - len(row))] for row in graded]
-    return (
-        torch.tensor(documents, dtype=torch.int64, device=other.device).reshape(queries, longest),
-        torch.tensor(grades, dtype=torch.float32, device=other.device).reshape(queries, longest),
-    )
+    there = torch.arange(longest) < torch.tensor([len(row) for row in graded], dtype=torch.int64)[:, None]
+    first = torch.tensor([next(iter(row)) for row in graded], dtype=torch.int64)
+    documents, grades = first[:, None].repeat(1, longest), torch.zeros(there.shape, dtype=torch.float32)
+    documents[there] = torch.tensor([document for row in graded for document in row], dtype=torch.int64)
+    grades[there] = torch.tensor([grade for row in graded for grade in row.values()], dtype=torch.float32)
+    return documents.to(other.device), grades.to(other.device)
 
 
 def above_zero(name: str, q: int, documents: Collection[int]) -> dict[int, float]:
@@ -420,7 +420,8 @@ def above_zero(name: str, q: int, documents: Collection[int]) -> dict[int, float
     if len(documents) == 0:
         raise ValueError(f"{name} must have a document for every query, item {q} was empty")
     for document in documents:
-        if isinstance(document, bool) or not isinstance(document, Integral):
+        # nearly all are ints, and an abstract class is slow to ask
+        if type(document) is not int and (isinstance(document, bool) or not isinstance(document, Integral)):
             raise TypeError(f"{name} must hold ints, item {q} had a {type(document).__name__}")
     if not isinstance(documents, Mapping):
         return dict.fromkeys(documents, 1.0)

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
+from scipy import special
 
 from mathlib.book import figures
 
@@ -215,6 +215,8 @@ def gather(labs: Sequence[Path]) -> dict:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"names must be unique in all labs, {name} is not")
+    from scipy import stats  # slow to import, and labs do not gather
+
     judged = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
     survive = stats.false_discovery_control([case["p"] for case in judged]) if judged else []
     for case, p in zip(judged, survive, strict=True):
@@ -263,10 +265,10 @@ def _row(label: str, name: str, values: Sequence[float], overlap: float | None, 
         raise ValueError(f"cases of {label} must be finite, {name!r} had {x.tolist()}")
     mean, spread = x.mean(), np.ptp(x) and x.std(ddof=1)  # a sum of equal numbers can be off by a rounding
     error = spread * math.sqrt(1 / len(x) + (overlap or 0.0))
-    half, power = (stats.t.ppf(q, len(x) - 1) * error for q in (1 - LEVEL / 2, 0.8))
+    half, power = (special.stdtrit(len(x) - 1, q) * error for q in (1 - LEVEL / 2, 0.8))
     # against which value the mean is tested: it is shown above `least`, and reversed below 0
     excess = mean - least if mean > least else min(mean, 0.0)
-    p = 2 * stats.t.sf(abs(excess) / error, len(x) - 1) if error else float(not excess)
+    p = 2 * special.stdtr(len(x) - 1, -abs(excess) / error) if error else float(not excess)
     outcome = NOT_SHOWN if p >= LEVEL else SHOWN if excess > 0 else REVERSED
     if bound:
         outcome = SHOWN if (x >= 0).all() else REVERSED

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from mathlib.book import data
 
@@ -32,6 +33,12 @@ def test_entries_are_public_unique_and_in_order(entries):
     assert names == sorted(set(names))
     assert not any(part in ("tests", "conftest") or part.startswith("test_") for n in names for part in n.split("."))
     assert not any(name.rpartition(".")[2].startswith("_") for name in names if name.count(".") > 3)
+
+
+def test_digits_are_those_of_scikit_learn():
+    pixels, labels = load_digits(return_X_y=True)
+    assert (data.digits()[0] == pixels / 16).all() and (data.digits()[1] == labels).all()
+    assert data.digits()[1].dtype == labels.dtype
 
 
 def test_no_group_is_split_between_training_and_test(entries):

@@ -26,6 +26,7 @@ TRY = """([name, attributes, address]) => new Promise((resolve, reject) => {
 @pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
 def test_a_page_may_load_nothing_from_outside(reader, page):
     def check(visit):
+        visit.page.wait_for_load_state("networkidle")
         assert visit.problems == []
         return [visit.page.evaluate(TRY, [name, attributes, ADDRESS]) for name, attributes in LOADS.items()]
 

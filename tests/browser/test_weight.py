@@ -15,6 +15,7 @@ def test_a_first_view_is_light(reader, name):
     """Equations need a font of the book's own, and nothing else."""
 
     def check(visit):
+        visit.page.wait_for_load_state("networkidle")
         sizes = {url: size for url, size in visit.bytes.items() if not url.endswith((".png", ".jpg", ".svg"))}
         heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:6]
         assert 0 < sum(sizes.values()) <= VIEW, heaviest

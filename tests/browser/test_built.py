@@ -1,57 +1,37 @@
-"""The book, built once into a folder of its own, as a reader gets it."""
+"""The files of the built book, which need no browser to be read; `make book` has checked its links."""
 
 import html
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat import v4
-from sphinx_external_toc.parsing import parse_toc_yaml
 
+from browser.conftest import HTML, PAGES, ROOT
 from mathlib.book import verdicts
-from pages.check import check, title
+from pages.check import title
 from pages.editions import TITLE
 
-ROOT = Path(__file__).parents[2]
-PAGES = set(parse_toc_yaml(ROOT / "_toc.yml"))
+pytestmark = pytest.mark.usefixtures("host")  # says so where there is no book
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    """Not _build: two processes that write there at once would spoil it."""
-    folder = tmp_path_factory.mktemp("book")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
-    book = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "--keep-going", "--path-output", folder]
-    for command in [sys.executable, "-m", "pages", "edition", "--output", folder / "_build"], book:
-        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-8000:]
-    return folder / "_build"
-
-
-def test_every_page_is_there_and_every_link_leads_somewhere(output):
-    assert check(ROOT, output) == []
-
-
-def test_each_page_tells_the_browser_to_load_nothing_from_outside_before_it_loads_anything(output):
-    pages = [path for path in output.glob("html/**/*.html") if "</head>" in path.read_text(encoding="utf-8")]
-    assert {path.relative_to(output / "html").with_suffix("").as_posix() for path in pages} >= PAGES | {"search"}
+def test_each_page_tells_the_browser_to_load_nothing_from_outside_before_it_loads_anything():
+    pages = [path for path in HTML.glob("**/*.html") if "</head>" in path.read_text(encoding="utf-8")]
+    assert {path.relative_to(HTML).with_suffix("").as_posix() for path in pages} >= {*PAGES, "search"}
     for path in pages:
         first = re.search(r"<(?:meta http-equiv|link|script|style|img)[^>]*>", path.read_text(encoding="utf-8"))[0]
         assert "Content-Security-Policy" in first and "default-src 'self'" in first, path.name
 
 
-def test_pages_are_named_by_their_headings_and_the_book(output):
+def test_pages_are_named_by_their_headings_and_the_book():
     english = yaml.safe_load(ROOT.joinpath("_config.yml").read_text(encoding="utf-8"))["title"]
-    for name in PAGES | {f"ko/{name}" for name in PAGES}:
+    for name in [*PAGES, *(f"ko/{name}" for name in PAGES)]:
         book = TITLE if name.startswith("ko/") else english
-        text = (output / "html" / f"{name}.html").read_text(encoding="utf-8")
+        text = (HTML / f"{name}.html").read_text(encoding="utf-8")
         tags = dict(re.findall(r'<meta property="og:(\w+)" content="(.+?)"', text))
         assert tags["site_name"] == book and tags["description"]
         assert title(BeautifulSoup(text, "html.parser")) == tags["title"]
@@ -60,10 +40,10 @@ def test_pages_are_named_by_their_headings_and_the_book(output):
         assert "Project name not set" not in text
 
 
-def test_every_equation_is_mathml_whose_letters_the_font_has(output):
-    letters = TTFont(output / "html" / "_static" / "math.woff").getBestCmap()
+def test_every_equation_is_mathml_whose_letters_the_font_has():
+    letters = TTFont(HTML / "_static" / "math.woff").getBestCmap()
     total = 0
-    for path in output.glob("html/**/*.html"):
+    for path in HTML.glob("**/*.html"):
         text = path.read_text(encoding="utf-8")
         equations = re.findall(r"<math[ >].*?</math>", text, re.DOTALL)
         assert len(equations) == len(re.findall(r'class="(?:[^"]* )?math ', text)), path.name
@@ -76,11 +56,11 @@ def test_every_equation_is_mathml_whose_letters_the_font_has(output):
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
-def test_hidden_code_is_all_there_and_no_two_bars_hide_code_with_nothing_in_between(output, name):
+def test_hidden_code_is_all_there_and_no_two_bars_hide_code_with_nothing_in_between(name):
     source = ROOT / f"{name}.ipynb"
     if not source.exists():
         pytest.skip("has no code")
-    page = BeautifulSoup((output / "html" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    page = BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
     cells = [cell for cell in v4.reads(source.read_text(encoding="utf-8")).cells if cell.cell_type == "code"]
     shown = [code.get_text().strip() for code in page.select(".cell_input")]
     assert shown == [cell.source.strip() for cell in cells]
@@ -92,22 +72,23 @@ def test_hidden_code_is_all_there_and_no_two_bars_hide_code_with_nothing_in_betw
 
 
 @pytest.mark.parametrize(("name", "parts"), [("api", "dl.py"), ("references", "div.citation")])
-def test_what_stays_english_on_a_korean_page_says_so(output, name, parts):
-    text = (output / "html" / "ko" / "chapters" / f"{name}.html").read_text(encoding="utf-8")
+def test_what_stays_english_on_a_korean_page_says_so(name, parts):
+    text = (HTML / "ko" / "chapters" / f"{name}.html").read_text(encoding="utf-8")
     found = BeautifulSoup(text, "html.parser").select(parts)
     assert found and {part.get("lang") for part in found} == {"en"}
 
 
-def test_no_page_tells_of_a_repository_when_none_is_known(output):
-    for path in output.glob("html/**/*.html"):
+@pytest.mark.skipif("GITHUB_REPOSITORY" in os.environ, reason="the book was built in a repository")
+def test_no_page_tells_of_a_repository_when_none_is_known():
+    for path in HTML.glob("**/*.html"):
         text = path.read_text(encoding="utf-8")
         for mark in ("og:url", 'rel="canonical"', "Repository", "Report a mistake"):
             assert mark not in text, f"{path.name} has {mark}"
 
 
-def test_each_claim_can_be_found_under_its_old_addresses(output):
+def test_each_claim_can_be_found_under_its_old_addresses():
     for claim in verdicts.load()["claims"]:
-        page = output / "html" / "chapters" / f"{claim['lab']}.html"
+        page = HTML / "chapters" / f"{claim['lab']}.html"
         text, place = page.read_text(encoding="utf-8"), f"labs/{claim['lab']}.html#{claim['label']}"
         found = re.search(r"<script>const moved = (.*?)</script>", text)
         moved = json.loads(found[1]) if found else {}
