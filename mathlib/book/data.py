@@ -16,7 +16,6 @@ True
 import ast
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -26,6 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def docstrings() -> tuple[Entry, ...]:
     """
     key = hashlib.sha256(Path(__file__).read_bytes())
     for package in PACKAGES:
-        key.update(importlib.metadata.version("scikit-learn" if package == "sklearn" else package).encode())
+        key.update(version("scikit-learn" if package == "sklearn" else package).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mathlib-book"
     cached = folder / f"docstrings-{key.hexdigest()[:16]}.json"
     if cached.exists():
@@ -183,8 +183,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     ((1797, 64), 9)
     """
     # the file that its load_digits reads, after seconds of imports
-    path = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(path), delimiter=",")
+    table = np.loadtxt(distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"), delimiter=",")
     return table[:, :-1] / 16.0, table[:, -1].astype(np.int64)
 
 
