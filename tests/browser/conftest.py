@@ -17,7 +17,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
-SHOTS = ROOT / "_build" / "screenshots"
+PICTURES = ROOT / "_build" / "pictures" if os.environ.get("PICTURES") else None
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -13,7 +13,7 @@ from nbformat import v4
 
 from browser.conftest import HTML, PAGES, ROOT
 from mathlib.book import verdicts
-from pages.check import title
+from pages.check import read, title
 from pages.editions import TITLE
 
 pytestmark = pytest.mark.usefixtures("host")  # says so where there is no book
@@ -31,10 +31,11 @@ def test_pages_are_named_by_their_headings_and_the_book():
     english = yaml.safe_load(ROOT.joinpath("_config.yml").read_text(encoding="utf-8"))["title"]
     for name in [*PAGES, *(f"ko/{name}" for name in PAGES)]:
         book = TITLE if name.startswith("ko/") else english
-        text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+        page = HTML / f"{name}.html"
+        text = page.read_text(encoding="utf-8")
         tags = dict(re.findall(r'<meta property="og:(\w+)" content="(.+?)"', text))
         assert tags["site_name"] == book and tags["description"]
-        assert title(BeautifulSoup(text, "html.parser")) == tags["title"]
+        assert title(read(page)) == tags["title"]
         named = book if name.endswith("chapters/index") else f"{tags['title']} - {book}"
         assert html.unescape(re.search(r"<title>(.*?)</title>", text)[1]) == named
         assert "Project name not set" not in text

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from browser.conftest import AXE, HTML, KOREAN, PAGES, SHOTS, scroll_through
+from browser.conftest import AXE, HTML, KOREAN, PAGES, PICTURES, scroll_through
 
 UNTYPESET = """() => [...document.querySelectorAll(".math")].filter(math =>
     !math.querySelector("math")?.getBoundingClientRect().width || math.querySelector("merror"))
@@ -73,18 +73,19 @@ SLIDER = """input => {
 
 
 def problems_of_look(page, name, view):
-    """What is wrong with a page in one view; its picture is kept for a person to look at."""
+    """What is wrong with a page in one view; a picture of it is kept for whoever asks for PICTURES."""
     found = [f"{view}: not typeset: {text[:60]}" for text in page.evaluate(UNTYPESET)]
     found += [f"{view}: overflows: {what}" for what in page.evaluate(OVERFLOW)]
     found += [f"{view}: cut off: {what}" for what in page.evaluate(CUT)]
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    whole = view.endswith("light")  # of a long page it takes seconds; the dark one has the same layout
-    page.screenshot(
-        path=SHOTS / f"{name.replace('chapters/', '').replace('/', '-')}-{view}.jpg",
-        type="jpeg",
-        quality=70,
-        full_page=whole,
-    )
+    if PICTURES:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        whole = view.endswith("light")  # of a long page it takes seconds; the dark one has the same layout
+        page.screenshot(
+            path=PICTURES / f"{name.replace('chapters/', '').replace('/', '-')}-{view}.jpg",
+            type="jpeg",
+            quality=70,
+            full_page=whole,
+        )
     return found
 
 
