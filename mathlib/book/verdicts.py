@@ -207,6 +207,8 @@ def title(notebook: Path) -> str:
 
 def gather(labs: Sequence[Path]) -> dict:
     """What the labs' stored outputs hold, with the verdicts, for which all of them are needed."""
+    from scipy import stats  # slow to import, and labs do not gather
+
     found = [(lab.stem, data) for lab in labs for data in stored(lab)]
     claims = [data | {"lab": stem} for stem, data in found if "label" in data]
     records = {data["record"]: data["values"] for _, data in found if "record" in data}
@@ -215,8 +217,6 @@ def gather(labs: Sequence[Path]) -> dict:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"names must be unique in all labs, {name} is not")
-    from scipy import stats  # slow to import, and labs do not gather
-
     judged = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
     survive = stats.false_discovery_control([case["p"] for case in judged]) if judged else []
     for case, p in zip(judged, survive, strict=True):

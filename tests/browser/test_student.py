@@ -66,6 +66,7 @@ def test_bm25_scores_are_those_of_bm25s(reader):
 def test_nothing_is_loaded_before_a_question_and_then_once(reader):
     def check(visit):
         page = visit.page
+        page.wait_for_load_state("networkidle")
         assert loaded(visit) == [] and page.locator(".answers").inner_text() == ""
         ask(page, "eigenvalues of a symmetric matrix")
         ask(page, "sort an array and return the indices")

@@ -107,6 +107,8 @@ def test_a_download_says_what_to_install_and_runs_elsewhere(book, tmp_path_facto
         "Binder",
     ):
         assert (address in html) == bool(environment), address
+    for mark in ("og:url", 'rel="canonical"', "Repository", "Report a mistake"):
+        assert environment or mark not in html, mark
 
     # pip is not called: the package is there, as a reader's second run finds it
     elsewhere = tmp_path_factory.mktemp("elsewhere")
