@@ -172,7 +172,6 @@ def test_page(reader, name, width):
             for scheme in ("dark", "light"):
                 page.emulate_media(color_scheme=scheme)
                 found += problems_of_access(page, scheme, colours=True)
-        page.wait_for_load_state("networkidle")
         return found + visit.problems
 
     assert reader.read(name, check, width) == []
