@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mathlib._halves import as_factor, directions_of_halves, products_of_halves
+from mathlib._halves import as_factor, directions_of_halves, products_of_halves, scaled_factor
 from mathlib._rows import Embeddings, Excluded, Layout, loss_of_lead, part, reduced
 from mathlib._similarity import HALVES, direction, no_autocast, wide
 
@@ -37,16 +37,20 @@ class Block(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """A block's losses, and their derivatives by the logits, which are the scores over the temperature."""
+    """A block's losses, and their derivatives by the logits, which are the scores over the temperature. What a row's
+    derivatives have in common may stand in `scale`: it saves a pass over the block where lengths are multiplied anyway.
+    """
 
     losses: Tensor
     """[R]"""
     by_scores: Tensor
-    """By the candidates' logits [R, C]; 0 where nothing is a candidate, except that the engine writes by_positive over
-    the positive's own entry. It may be the block's own memory.
+    """By the candidates' logits [R, C], over `scale`; times that, 0 where nothing is a candidate, except that the
+    engine writes by_positive over the positive's own entry. It may be the block's own memory.
     """
     by_positive: Tensor
-    """By the positive's logit [R]."""
+    """By the positive's logit [R], over `scale`."""
+    scale: Tensor | None = None
+    """[R], at least 0; None stands for 1."""
 
 
 class RowLoss(Protocol):
@@ -289,43 +293,57 @@ def one_pass(
             losses = found.losses
         if gradients is None:
             continue
-        by_scores, by_positive = found.by_scores, found.by_positive
+        by_scores, by_positive, scale = found[1:]
         if upstream is not None:
-            by_scores.mul_(upstream[rows, None])
-            by_positive = by_positive * upstream[rows]
+            scale = upstream[rows] if scale is None else scale * upstream[rows]
         if layout.in_batch:
             by_scores.diagonal(rows.start).copy_(by_positive)
+        if scale is not None and (not x.half or columns is not None or not layout.in_batch):
+            by_scores.mul_(scale[:, None])
+            by_positive, scale = by_positive * scale, None
         if columns is not None:
             by_scores[:, : layout.rows].add_(scratch[:, : layout.rows])
-        add_gradients(layout, x, rows, by_scores, by_positive, gradients)
+        spare = scores if by_scores.untyped_storage() is scratch.untyped_storage() else scratch
+        add_gradients(layout, x, rows, by_scores, by_positive, scale, gradients, spare)
         del found, by_scores  # memory that the next block can take
     return losses if columns is None else (losses + columns.losses) / 2
 
 
 def add_gradients(
-    layout: Layout, x: Vectors, rows: slice, by_scores: Tensor, by_positive: Tensor, gradients: Gradients
+    layout: Layout,
+    x: Vectors,
+    rows: slice,
+    by_scores: Tensor,
+    by_positive: Tensor,
+    scale: Tensor | None,
+    gradients: Gradients,
+    spare: Tensor,
 ) -> None:
-    """Add what a block of derivatives means for the embeddings; it may be overwritten."""
+    """Add what a block of derivatives means for the embeddings, each row times its scale, which only half precision
+    has. The block may be overwritten, and so may as much spare memory.
+    """
     y, start = x.factors, 0
     for left, right in layout.pairings(y):
         columns, of_left, of_right = y.matrix(right), gradients.matrix(left), gradients.matrix(right)
         lefts = part(y.matrix(left), rows)
-        block = part(by_scores, slice(start, start + columns.shape[0]), axis=1)
-        start += columns.shape[0]
-        inverse = None
-        if x.half:
-            # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has
-            # what either of them receives.
-            block.mul_(x.inverse_lengths_of(right).T)
-            inverse = x.inverse_lengths_of(left)[rows]
-        if of_left is not None and inverse is not None:
-            of_left[rows].addcmul_(x.multiply(block, columns.T), inverse)
-        elif of_left is not None:
-            part(of_left, rows).addmm_(block, columns)
-        if of_right is not None and inverse is not None:
-            of_right.add_(x.multiply(block.T, (wide(lefts) * inverse).T))
-        elif of_right is not None:
-            of_right.addmm_(block.T, lefts)
+        some = slice(start, start + columns.shape[0])
+        block = part(by_scores, some, axis=1)
+        start = some.stop
+        if not x.half:
+            if of_left is not None:
+                part(of_left, rows).addmm_(block, columns)
+            if of_right is not None:
+                of_right.addmm_(block.T, lefts)
+            continue
+        # The derivative by a product of two embeddings, not by their score: it has both lengths in it, and so has what
+        # either of them receives.
+        block = scaled_factor(block, x.inverse_lengths_of(right).T, x.half, part(spare, some, axis=1))
+        inverse = x.inverse_lengths_of(left)[rows]
+        by_row = inverse if scale is None else inverse * scale[:, None]
+        if of_left is not None:
+            of_left[rows].addcmul_(x.multiply(block, columns.T), by_row)
+        if of_right is not None:
+            of_right.add_(x.multiply(block.T, (wide(lefts) * by_row).T))
     if layout.in_batch:
         return
     a, p = wide(y.anchor[rows]), wide(y.positive[rows])

@@ -291,11 +291,10 @@ class InfoNCE:
         #     dL/dz_i = sigma(l) w_i e^{z_i} / sum_j w_j e^{z_j},    dL/dz_p = -sigma(l)
         shares, lead = softmax_(scores, s_p)
         if weights is None:
-            wrong = scale = lead.sigmoid()
-        else:
-            block.excluded.fill_(shares.mul_(weights), 0.0)  # where a rule may have answered anything
-            whole = shares.sum(dim=1)
-            lead.add_(whole.log())
             wrong = lead.sigmoid()
-            scale = wrong / whole.clamp_min_(torch.finfo(whole.dtype).tiny)  # 0 where every weight is
-        return Derivatives(loss_of_lead(lead), shares.mul_(scale[:, None]), -wrong)
+            return Derivatives(loss_of_lead(lead), shares, torch.full_like(wrong, -1), wrong)
+        block.excluded.fill_(shares.mul_(weights), 0.0)  # where a rule may have answered anything
+        whole = shares.sum(dim=1)
+        lead.add_(whole.log())
+        whole.clamp_min_(torch.finfo(whole.dtype).tiny)  # 0 where every weight is
+        return Derivatives(loss_of_lead(lead), shares, -whole, lead.sigmoid() / whole)

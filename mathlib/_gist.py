@@ -256,7 +256,7 @@ class Gist:
         if self.lam == 0:
             shares, lead = softmax_(logits.sub_(gone, alpha=far), z_p)
             wrong = lead.sigmoid()
-            return Derivatives(loss_of_lead(lead), shares.mul_(wrong[:, None]), wrong.neg_())
+            return Derivatives(loss_of_lead(lead), shares, torch.full_like(wrong, -1), wrong)
         guide_logits = guide_scores.div_(self.guide_temperature).to(dtype)
         guide_z_p = (guide_p / self.guide_temperature).to(dtype)
         block.excluded.fill_(guide_logits, -far)

@@ -37,6 +37,14 @@ def directions_of_halves(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return as_factor(wide, x.dtype), lengths.masked_fill(lengths < eps * scale, torch.inf).reciprocal(), scale
 
 
+def scaled_factor(x: Tensor, scale: Tensor, dtype: torch.dtype, memory: Tensor) -> Tensor:
+    """x times scale, rounded once to what `as_factor` makes of it: in x's place, or on CUDA in memory of x's shape."""
+    if not x.is_cuda:
+        return x.mul_(scale)
+    out = memory.view(dtype)[:, : x.shape[1]]  # pragma: no cover - needs CUDA, no mutate
+    return torch.mul(x, scale, out=out)  # pragma: no cover - needs CUDA, no mutate
+
+
 def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it.
 

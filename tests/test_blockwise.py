@@ -131,7 +131,8 @@ def test_the_derivatives_of_a_block_are_the_slopes_of_its_losses(normal, loss, l
         return loss.derivatives(moved, TEMPERATURE)
 
     ours = losses()
-    by_scores, by_positive = ours.by_scores, ours.by_positive
+    scale = torch.ones_like(ours.losses) if ours.scale is None else ours.scale
+    by_scores, by_positive = ours.by_scores * scale[:, None], ours.by_positive * scale
     block.excluded.fill_(by_scores, 0.0)  # the engine puts its own number there
     for column in range(block.scores.shape[1]):
         slope = (losses(0, column, step).losses - losses(0, column, -step).losses) / 2e-6
