@@ -20,8 +20,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: book serve lab test test-browser peers bench finetune coverage mutants notebooks ko vectors tuned student requirements clean
 
 book: $(INSTALLED)
-	$(BIN)/python -m pages edition
-	$(BIN)/jupyter-book build . --all -W --keep-going
+	mkdir -p _build/html/ko  # the English pages lead to the Korean ones, which are built beside them
+	$(BIN)/python -m pages edition & korean=$$!; $(BIN)/jupyter-book build . --all -W --keep-going && wait $$korean
 	$(BIN)/python -m pages check
 
 serve: book
