@@ -241,7 +241,7 @@ def test_words_that_are_missing_unused_too_long_or_lack_a_number_are_named(book)
 
 PROGRAM = Path(sys.executable).with_name("jupyter-book")
 GITHUB = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "someone/book"}
-STRICT = re.search(r"jupyter-book build \. (.*)", ROOT.joinpath("Makefile").read_text())[1].split()
+STRICT = re.search(r"jupyter-book build \. (.*?) &&", ROOT.joinpath("Makefile").read_text())[1].split()
 
 
 @pytest.fixture

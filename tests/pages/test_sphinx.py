@@ -29,7 +29,7 @@ def build(root, *arguments, **environment):
     return subprocess.run(command, cwd=root, env={**kept, **environment}, capture_output=True, text=True)
 
 
-STRICT = re.search(r"jupyter-book build \. (.*)", ROOT.joinpath("Makefile").read_text())[1].split()
+STRICT = re.search(r"jupyter-book build \. (.*?) &&", ROOT.joinpath("Makefile").read_text())[1].split()
 
 
 @pytest.fixture
