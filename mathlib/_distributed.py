@@ -22,7 +22,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_shapes
+from mathlib._checks import check_tensor
 from mathlib._similarity import wide
 
 
@@ -60,7 +60,9 @@ def gather_with_grad(tensor: Float[Tensor, "B *rest"]) -> Float[Tensor, "G *rest
     """
 
     def check() -> None:
-        check_shapes(("tensor", tensor, "... B"))
+        check_tensor("tensor", tensor)
+        if not tensor.ndim:
+            raise ValueError("tensor must have shape [B, ...], was []")
 
     if world_size() > 1:  # pragma: no cover - distributed
         check_on_ranks(check, {"function": "gather_with_grad", "tensor": tensor})

@@ -492,7 +492,7 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
     [
         (lambda: gather_with_grad([1.0]), TypeError, "tensor must be a torch.Tensor, was list"),
         (lambda: gather_with_grad(torch.zeros(2, dtype=torch.int64)), TypeError, "tensor must have a floating-point dtype, was torch.int64"),
-        (lambda: gather_with_grad(torch.zeros(())), ValueError, "tensor must have shape [..., B], was []"),
+        (lambda: gather_with_grad(torch.zeros(())), ValueError, "tensor must have shape [B, ...], was []"),
     ],
 )  # fmt: skip
 def test_it_says_what_is_wrong(bad_input, call, error, message):
