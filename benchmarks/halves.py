@@ -42,11 +42,12 @@ def has_amx():
 def run(quick, most):
     rows, bars = [], []
     reason = "only the products are faster: launches and the passes over float32 scores take as long in either"
-    more = "a block's derivatives are copied into the factors' dtype before they are multiplied"
+    more = "a product of half-precision factors is added to the gradients from memory of its own"
     if DEVICE == "cpu" and not has_amx():
         reason = "this processor does not multiply bfloat16 matrices (AMX), so that the products are float32's own"
     # a GPU has more to do than launches from some ten thousand pairs on
-    pairs = [64] if quick else [size for size in (4096, 32768)[: 2 if DEVICE == "cuda" else 1] if size <= most]
+    sizes = (64,) if quick else (4096, 32768) if DEVICE == "cuda" else (4096,)
+    pairs = [size for size in sizes if size <= most]
     for name, limit in LIMITS.items():
         for size in [64 if quick else 100_000] if name in (SEARCH, MINING) else pairs:
             base, half = timed("halves", __file__, step, [name, name + HALF], size, 1 if quick else 9, name)

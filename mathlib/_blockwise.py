@@ -497,8 +497,8 @@ def with_gradients(
         # one memory, from the first to the last that is wanted
         ends, last = stacked.ends, max(i for i, want in enumerate(wanted) if want)
         rows = slice(ends[wanted.index(True)], ends[last + 1])
-        units = wide(part(stacked.rows, rows))
-        memory = torch.zeros_like(units)
+        vectors = part(stacked.rows, rows)
+        memory = torch.zeros_like(vectors, dtype=x.dtype)
         anchor, positive, negatives = (
             memory[ends[i] - rows.start : ends[i + 1] - rows.start] if want else None for i, want in enumerate(wanted)
         )
@@ -509,9 +509,9 @@ def with_gradients(
         # what was left undone: each row's weight, the temperature, and the mean of both directions
         weight = task.row_weight / (2 if task.layout.symmetric else 1)
         along: Tensor | float = 0.0
-        for start in range(0, len(units), 4096):  # not all: vecdot takes memory for the products
-            some = slice(start, min(start + 4096, len(units)))
-            gradient, unit_vectors = part(memory, some), part(units, some)
+        for start in range(0, len(vectors), 4096):  # not all: vecdot takes memory for the products
+            some = slice(start, min(start + 4096, len(vectors)))
+            gradient, unit_vectors = part(memory, some), wide(part(vectors, some))
             outward = torch.linalg.vecdot(gradient, unit_vectors)[:, None]
             if needed[3]:
                 along += outward.sum()
