@@ -92,13 +92,30 @@ def mined(queries: Tensor, documents: Tensor, entries: list[data.Entry], *, k: i
     return torch.where(found < 0, own, found)
 
 
+def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published names for our parameters, as sentence-transformers and transformers read them."""
+    old = {"embeddings.word_embeddings.weight": state["words.weight"]}
+    old["embeddings.position_embeddings.weight"] = state["places.weight"]
+    old["embeddings.token_type_embeddings.weight"] = state["places.weight"].new_zeros(2, minilm.WIDTH)
+    for kind in ("weight", "bias"):
+        old[f"embeddings.LayerNorm.{kind}"] = state[f"norm.{kind}"]
+        for i in range(minilm.LAYERS):
+            name = f"encoder.layer.{i}."
+            parts = state[f"layers.{i}.attention.in_proj_{kind}"].chunk(3)
+            for part, value in zip(("query", "key", "value"), parts, strict=True):
+                old[f"{name}attention.self.{part}.{kind}"] = value.contiguous()
+            for theirs, ours in minilm.NAMES.items():
+                old[f"{name}{theirs}.{kind}"] = state[f"layers.{i}.{ours}.{kind}"]
+    return old
+
+
 def save_model(state: dict[str, Tensor], folder: Path) -> None:
     """The published model's folder with other weights; what describes its own training is left out."""
     weights = minilm.checked(None, "model.safetensors")
     kept = shutil.ignore_patterns(weights.name, "README.md", "data_config.json", ".*")
     shutil.copytree(weights.parent, folder, ignore=kept, dirs_exist_ok=True)
     # the pooler, which is not used, stays, so that no name is missing
-    published = load_file(weights) | minilm.to_published(state)
+    published = load_file(weights) | to_published(state)
     with replacing(folder / weights.name) as file:
         file.write(save(published, metadata={"format": "pt"}))
 

@@ -222,19 +222,3 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             new[f"layers.{i}.attention.in_proj_{kind}"] = torch.cat(parts)
             new |= {f"layers.{i}.{ours}.{kind}": weights[f"{old}{name}.{kind}"] for name, ours in NAMES.items()}
     return new
-
-
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published names for our parameters, as sentence-transformers and transformers read them."""
-    old = {"embeddings.word_embeddings.weight": state["words.weight"]}
-    old["embeddings.position_embeddings.weight"] = state["places.weight"]
-    old["embeddings.token_type_embeddings.weight"] = state["places.weight"].new_zeros(2, WIDTH)
-    for kind in ("weight", "bias"):
-        old[f"embeddings.LayerNorm.{kind}"] = state[f"norm.{kind}"]
-        for i in range(LAYERS):
-            name = f"encoder.layer.{i}."
-            parts = state[f"layers.{i}.attention.in_proj_{kind}"].chunk(3)
-            for part, value in zip(("query", "key", "value"), parts, strict=True):
-                old[f"{name}attention.self.{part}.{kind}"] = value.contiguous()
-            old |= {f"{name}{theirs}.{kind}": state[f"layers.{i}.{ours}.{kind}"] for theirs, ours in NAMES.items()}
-    return old

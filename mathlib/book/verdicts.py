@@ -275,7 +275,8 @@ def _row(label: str, name: str, values: Sequence[float], overlap: float | None, 
     # below 1e-4 it survives the correction over some hundred cases, and its digits depend on the processor
     row = {"name": name, "outcome": outcome, "p": float(f"{max(p, 1e-4):.2g}")}
     numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": least + half + power}
-    return row | {key: round(float(number), 3) + 0.0 for key, number in numbers.items()}
+    # of what rounds to 0 the sign stays, since it decides; of what is 0 but for its last digits there is none
+    return row | {key: round(round(float(number), 6) or 0.0, 3) for key, number in numbers.items()}
 
 
 def _rounded(name: str, value: object) -> object:

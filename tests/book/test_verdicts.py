@@ -72,6 +72,12 @@ def test_equal_numbers_have_no_spread():
     assert equal[0]["low"] == equal[0]["high"] == 0.3
 
 
+def test_what_rounds_to_0_keeps_its_sign():
+    shown = repr(measure({"a": [-0.0004] * 10, "b": [0.0004] * 10, "c": [-1e-9] * 10, "d": [0.0] * 10}))
+    means = re.findall(r"[abcd]: (\S+) \[(\S+), (\S+)\]", shown)
+    assert means == [("-0.000",) * 3, ("+0.000",) * 3, ("+0.000",) * 3, ("+0.000",) * 3]
+
+
 def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
     kept = measure({"a": [0.0] * 9 + [9.0]}, bound=True)
     crossed = measure({"a": [9.0] * 9 + [-0.001]}, label="claim-y", bound=True)

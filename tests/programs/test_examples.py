@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mathlib.book import data
+from mathlib.book import data, minilm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT, FINETUNE = (str(EXAMPLES / f"{name}.py") for name in ("train_distributed", "finetune"))
@@ -220,6 +220,14 @@ def test_the_first_loss_by_hand(loss, options, folder):
 def finetune(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     return importlib.import_module("finetune")
+
+
+def test_the_published_names_come_back(finetune):
+    state = minilm.load()[0].state_dict()
+    again = minilm.from_published(finetune.to_published(state))
+    assert again.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(again[name], value), name
 
 
 def test_where_too_few_documents_are_left_a_pair_has_its_own(finetune):

@@ -41,8 +41,8 @@ def test_it_meets_its_schema(path):
     assert result.exit_code == 0, result.output
 
 
-def test_the_workflows_test_publish_and_release():
-    assert [path.name for path in WORKFLOWS] == ["publish.yml", "release.yml", "test.yml"]
+def test_the_workflows_test_publish_release_and_measure():
+    assert [path.name for path in WORKFLOWS] == ["labs.yml", "publish.yml", "release.yml", "test.yml"]
 
 
 def test_the_version_is_the_changelogs_newest_and_the_one_to_cite():
