@@ -149,23 +149,28 @@ def test_it_redefines_no_public_name(path):
 
 # Chapters
 
+# what a page does not show as text: code that is counted by itself, tags, the fences and options of directives
+MARKUP = re.compile(r"(?s)```python\n.*?```|</?(?:details|summary)[^>]*>|(?m:^(?:```(?:\{solution-.*)?|:[\w-]+:.*)$)")
+
 
 @pytest.mark.parametrize("stem", PLANNED)
 def test_a_chapter_is_short_and_shows_what_it_says(stem):
-    """Words of its text, lines of code in sight, and words from one figure to the next."""
+    """Words of its text, lines of code in sight, words from one figure to the next; ten questions at its end."""
     cells = v4.reads((CHAPTERS / f"{stem}.ipynb").read_text(encoding="utf-8")).cells
-    words, lines, unseen, longest, testing = 0, 0, 0, 0, False
+    words, lines, unseen, longest, questions, testing = 0, 0, 0, 0, 0, False
     for cell in cells:
         if cell.cell_type == "markdown":
             testing |= "## Check yourself" in cell.source
-            count = len(re.sub(r"(?s)```python\n.*?```", "", cell.source).split())
+            questions += cell.source.count('<details class="solution">')
+            count = len(MARKUP.sub("", cell.source).split())
             words, unseen = words + count, unseen + count
             longest = max(longest, 0 if testing else unseen)
         else:
             unseen = 0 if "<svg" in str(cell.outputs) else unseen
             if not any(tag.startswith("hide-") or tag in ("stub", "solution") for tag in cell.metadata.get("tags", [])):
                 lines += sum(bool(line.strip()) for line in cell.source.splitlines())
-    assert testing and words <= 2500 and lines <= 120 and longest <= 650, (words, lines, longest)
+    assert testing and questions == 10, questions
+    assert words <= 2500 and lines <= 120 and longest <= 650, (words, lines, longest)
 
 
 # Labs
