@@ -150,7 +150,7 @@ def test_it_redefines_no_public_name(path):
 # Chapters
 
 # what a page does not show as text: code that is counted by itself, tags, the fences and options of directives
-MARKUP = re.compile(r"(?s)```python\n.*?```|</?(?:details|summary)[^>]*>|(?m:^(?:```(?:\{solution-.*)?|:[\w-]+:.*)$)")
+MARKUP = re.compile(r"(?m)```python\n(?s:.*?)```|</?(?:details|summary)[^>]*>|^(?:```(?:\{solution-.*)?|:[\w-]+:.*)$")
 
 
 @pytest.mark.parametrize("stem", PLANNED)
