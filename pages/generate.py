@@ -68,9 +68,13 @@ def evidence(root: Path, say: Words | None) -> dict:
         drawn = verdicts.picture(mine, settings=True)
         return Markup(translate_html(drawn, say) if say else drawn)
 
+    counting = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
     return {
         "advice": advice(root, claims),
-        "counts": verdicts.counted(claims),
+        "counted": {name: verdicts.counted(c for *_, mine in parts for c in mine) for name, parts in groups.items()},
+        "cutoff": max((case["p"] for case in counting if case["outcome"] != verdicts.NOT_SHOWN), default=0),
+        "grounds": yaml.safe_load(root.joinpath("pages", "grounds.yml").read_text(encoding="utf-8")),
+        "known": {claim["label"]: claim for claim in claims},
         "groups": groups,
         "picture": picture_of_claims,
     }

@@ -187,7 +187,10 @@ def stored_pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Tensor:
     """What the model made of these word pieces of the corpus by themselves: 256 principal components, float64."""
     tensors = load_file(FILE)
     row = {piece: i for i, piece in enumerate(tensors["ids"].tolist())}
-    rows = [row[tokenizer.token_to_id(word)] for word in words]
+    numbers = {word: tokenizer.token_to_id(word) for word in words}
+    if unknown := [word for word, number in numbers.items() if number not in row]:
+        raise ValueError(f"words must be pieces of the corpus in MiniLM's vocabulary, {unknown[0]!r} is not")
+    rows = [row[number] for number in numbers.values()]
     return tensors["pieces"][rows].double() * tensors["step"].double()
 
 

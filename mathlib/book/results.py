@@ -24,7 +24,8 @@ class Results(dict):
     """Per-seed values under a name. Set those of the seeds in `again`; read those of all seeds.
 
     `again` are the first two seeds: what they give must be what the file has. With SEEDS=all in the environment it is
-    all of them, and the file is written anew. A seed's value is a number, or a list or table of numbers.
+    all of them, and the file is written anew. A seed's value is a number, or a list or table of numbers. Where a lab
+    chooses a setting, the tries stand in the seeds' place.
     """
 
     def __init__(self, path: str | Path, seeds: Iterable[int], *, again: int = 2) -> None:

@@ -47,6 +47,8 @@ def book(tmp_path):
     tmp_path.joinpath(MEASURED).write_text(measurements(tmp_path), encoding="utf-8")
     tmp_path.joinpath("pages").mkdir()
     advise(tmp_path, "claim-a", "holds in part")
+    lines = [{"question": "a | b", "digits": ["claim-a", "claim-b"], "text": []}]
+    tmp_path.joinpath("pages", "grounds.yml").write_text(json.dumps(lines))
     return tmp_path
 
 
@@ -61,7 +63,11 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
         ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part).\n'
     )
     assert "## What to do" in before and advice
-    assert "The verdicts of 2 statements: holds 0, holds in part 1, not shown 1, reversed 0, derived 0." in rest
+    assert "What the notes state, 1: holds 0, holds in part 1, not shown 0, reversed 0, derived 0." in rest
+    assert "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed 0, derived 0." in rest
+    both = "[holds in part](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
+    assert f"|---|---|---|\n| a \\| b | {both} | not measured |\n" in rest
+    assert "a p of at most\n0.0001;" in rest  # that of claim-a's first case
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
     assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
     assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes

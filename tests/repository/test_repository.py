@@ -41,6 +41,14 @@ def test_it_meets_its_schema(path):
     assert result.exit_code == 0, result.output
 
 
+def test_no_test_file_is_left_out():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    paths = [path for pattern in config["testpaths"] for path in ROOT.glob(pattern)]
+    found = {file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
+    apart = [ROOT / "tests" / folder for folder in ("peers", "browser")]  # each with a command of its own
+    assert found == {file for file in ROOT.glob("tests/**/test_*.py") if file.parent not in apart}
+
+
 def test_the_workflows_test_publish_release_and_measure():
     assert [path.name for path in WORKFLOWS] == ["labs.yml", "publish.yml", "release.yml", "test.yml"]
 
