@@ -32,7 +32,7 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
 
     # before the rule is trusted: the peer's loss
     plain, plain_gradient = value_and_gradient(model, texts, trainer.loss)
-    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.1)
+    peer = losses.MultipleNegativesRankingLoss(model, scale=1 / 0.05)
     expected, expected_gradient = value_and_gradient(model, texts, peer)
     assert plain == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(plain_gradient, expected_gradient)
@@ -50,7 +50,7 @@ def test_the_weighted_loss_of_the_chapter_trains_a_model(n, monkeypatch, tmp_pat
         own = scores.diagonal()[:, None]
         gone = scores > own - own.abs() * 0.05
         gone.fill_diagonal_(False)
-        logits = scores.masked_fill(gone, -torch.inf) / 0.1
+        logits = scores.masked_fill(gone, -torch.inf) / 0.05
         assert gone[0, 1] and gone[1, 0]
         assert before == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.arange(8)).item(), rel=1e-5)
     assert [share.item() for share in names["shares"]] == pytest.approx([gone.float().mean().item()] * 2)
