@@ -10,7 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from mathlib.book import verdicts
-from mathlib.book.verdicts import title
+from mathlib.book.verdicts import NOT_SHOWN, judged, title
 from pages.words import Words, translate_html
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
@@ -68,21 +68,20 @@ def evidence(root: Path, say: Words | None) -> dict:
         drawn = verdicts.picture(mine, settings=True)
         return Markup(translate_html(drawn, say) if say else drawn)
 
-    counting = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
+    known = {claim["label"]: claim for claim in claims}
     return {
-        "advice": advice(root, claims),
+        "advice": advice(root, known),
         "counted": {name: verdicts.counted(c for *_, mine in parts for c in mine) for name, parts in groups.items()},
-        "cutoff": max((case["p"] for case in counting if case["outcome"] != verdicts.NOT_SHOWN), default=0),
+        "cutoff": max((case["p"] for case in judged(claims) if case["outcome"] != NOT_SHOWN), default=0),
         "grounds": yaml.safe_load(root.joinpath("pages", "grounds.yml").read_text(encoding="utf-8")),
-        "known": {claim["label"]: claim for claim in claims},
+        "known": known,
         "groups": groups,
         "picture": picture_of_claims,
     }
 
 
-def advice(root: Path, claims: list[dict]) -> list[dict]:
+def advice(root: Path, known: dict[str, dict]) -> list[dict]:
     """The lines of advice.yml; each names the claims that it rests on, with the verdicts that they must have."""
-    known = {claim["label"]: claim for claim in claims}
     lines = yaml.safe_load(root.joinpath("pages", "advice.yml").read_text(encoding="utf-8"))
     for line in lines:
         for label, verdict in line["why"].items():

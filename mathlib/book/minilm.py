@@ -190,8 +190,7 @@ def stored_pieces(tokenizer: Tokenizer, words: Iterable[str]) -> Tensor:
     numbers = {word: tokenizer.token_to_id(word) for word in words}
     if unknown := [word for word, number in numbers.items() if number not in row]:
         raise ValueError(f"words must be pieces of the corpus in MiniLM's vocabulary, {unknown[0]!r} is not")
-    rows = [row[number] for number in numbers.values()]
-    return tensors["pieces"][rows].double() * tensors["step"].double()
+    return tensors["pieces"][[row[number] for number in numbers.values()]].double() * tensors["step"].double()
 
 
 def static(

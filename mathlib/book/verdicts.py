@@ -217,15 +217,20 @@ def gather(labs: Sequence[Path]) -> dict:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"names must be unique in all labs, {name} is not")
-    judged = [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
-    survive = stats.false_discovery_control([case["p"] for case in judged]) if judged else []
-    for case, p in zip(judged, survive, strict=True):
+    cases = judged(claims)
+    survive = stats.false_discovery_control([case["p"] for case in cases]) if cases else []
+    for case, p in zip(cases, survive, strict=True):
         if p > LEVEL:
             case["outcome"] = NOT_SHOWN
     for claim in claims:
         claim["verdict"] = _verdict(claim)
     sections = {lab.stem: title(lab).removeprefix("Lab: ") for lab in labs}
     return {"claims": claims, "records": records, "sections": sections}
+
+
+def judged(claims: Iterable[dict]) -> list[dict]:
+    """The cases that the correction is over: a control is none, and what no seed may cross needs none."""
+    return [case for claim in claims if not claim.get("bound") for case in claim["cases"] if "control" not in case]
 
 
 def dump(gathered: dict) -> str:
