@@ -193,4 +193,4 @@ def words(text: str) -> list[str]:
     >>> words("GraphMatcher.is_isomorphic(G1, G2): 2 graphs")
     ['graph', 'matcher', 'is', 'isomorphic', 'g1', 'g2', '2', 'graphs']
     """
-    return re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+    return re.findall(r"[a-z0-9]+", re.sub(r"([a-z])(?=[A-Z])", r"\1 ", text).lower())

@@ -293,7 +293,8 @@ def _title(axes):
 def _finish(figure):
     """What the style cannot do for artists that were made outside of it."""
     width = figure.get_figwidth() * 72
-    figure.draw_without_rendering()  # lays out, and so says how much room the axes leave a title
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)  # says how much room the axes leave a title
     if figure.get_suptitle():
         figure.suptitle(_wrap(figure.get_suptitle(), width), x=0.01, horizontalalignment="left")
     for axes in figure.axes:

@@ -10,6 +10,7 @@ torch.Size([2, 4])
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -48,15 +49,13 @@ class Vocabulary:
         """Each text's first `longest` different words that the vocabulary knows."""
         known = []
         for text in texts:
-            counts = Counter(self.split(text))
-            known.append([(word, count) for word, count in counts.items() if word in self.index][:longest])
-        width = max([1, *map(len, known)])
-        ids, weights = [], []
-        for kept in known:
-            rest = width - len(kept)
-            ids.append([self.index[word] for word, _ in kept] + [0] * rest)
-            weights.append([(1 + math.log(count)) * self.rarity[word] for word, count in kept] + [0.0] * rest)
-        return Bags(torch.tensor(ids), torch.tensor(weights, dtype=torch.float64))
+            counts = Counter(filter(self.index.__contains__, self.split(text)))
+            known.append(list(islice(counts.items(), longest)))
+        places = torch.arange(max([1, *map(len, known)])) < torch.tensor([len(kept) for kept in known])[:, None]
+        numbers = [(self.index[word], (1 + math.log(n)) * self.rarity[word]) for kept in known for word, n in kept]
+        filled = torch.zeros(2, *places.shape, dtype=torch.float64)
+        filled[:, places] = torch.tensor(numbers, dtype=torch.float64).view(-1, 2).T
+        return Bags(filled[0].long(), filled[1])
 
 
 class TextEncoder(nn.Module):
