@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     add("--margin", type=float, default=0.05, help="mined: negatives score below the positive by this share of it")
     add("--guide-margin", type=float, default=0.0, help="gist: negatives score below the guide's positive less this")
     add("--lam", type=float, default=1.0, help="gist: the weight of the divergence; 0 leaves the guide's choice alone")
+    parser.add_argument("--symmetric", action="store_true", help="infonce, mined: also from documents to queries")
     parser.add_argument("--validate", action="store_true", help="on a fifth of the training side, to choose settings")
     add("--checkpoint", type=Path, default=Path("finetune.pt"))
     add("--checkpoint-every", default=20, metavar="STEPS")
@@ -179,7 +180,8 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
         if negative:
             own = negative[0].unflatten(0, (len(batch), -1))  # [B, k, D]
             shared |= {"negatives": own, "negative_groups": group[negatives[rows]]}
-        return info_nce(query, document, weigh=partial(hardness_weights, strength=options.hardness), **shared)
+        weigh = partial(hardness_weights, strength=options.hardness)
+        return info_nce(query, document, weigh=weigh, symmetric=options.symmetric, **shared)
 
     progress = tqdm(range(state["step"], options.steps), initial=state["step"], total=options.steps, disable=rank > 0)
     for step in progress:
