@@ -67,12 +67,32 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
     assert "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed 0, derived 0." in rest
     both = "[holds in part](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
     assert f"|---|---|---|\n| a \\| b | {both} | not measured |\n" in rest
-    assert "a p of at most\n0.0001;" in rest  # that of claim-a's first case
+    assert "a p of at most 0.0001." in rest  # that of claim-a's first case
+    assert "below 0.01 in\n. What" in rest
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
     assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
     assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes
     drawn = notes[notes.index("<figure") :].strip()
     assert "\n" not in drawn and "a | glass; 10 seeds" in drawn  # one block of HTML, in which | ends no cell
+
+
+def test_a_reversed_case_and_a_weak_p_are_named(book):
+    words = {"effect": "with minus without", "setting": "x", "unit": "m", "of": "book"}
+    up, weak = [0.9, 1.1] * 5, [1.1, -0.1] * 5
+    mixed = {"up": up, "down": [-x for x in up]}
+    store(
+        book / "chapters/labs/01_x.ipynb",
+        verdicts.measured("claim-a", "a", cases=mixed, **words),
+        verdicts.measured("claim-b", "b", cases={"weak": weak}, **words),
+        title="# Lab: One\n\ntext",
+    )
+    book.joinpath(MEASURED).write_text(measurements(book), encoding="utf-8")
+    case = json.loads(book.joinpath(MEASURED).read_text())["claims"][1]["cases"][0]
+    assert 0.01 < case["p"] < 0.05 and case["outcome"] == "shown"
+    page = fill(book, "evidence")
+    assert '"holds in part") (holds in part, some cases reversed).' in page
+    assert "| [holds in part, some cases reversed](labs/01_x.ipynb#claim-a)" in page
+    assert "below 0.01 in\n[claim-b](labs/01_x.ipynb#claim-b). What" in page
 
 
 @pytest.mark.parametrize(("label", "found"), [("claim-a", "'holds in part'"), ("claim-z", "'not measured'")])
