@@ -128,6 +128,8 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[int]:
     Two belong together when their queries are equal up to case and punctuation, or when their documents,
     names left out, share at least 80 % of their five-word sequences (Jaccard).
     """
+    if not len(pairs):
+        raise ValueError("pairs must be at least one, there were none")
     runs: dict[tuple[str, ...], int] = {}
     queries: dict[tuple[str, ...], int] = {}
     columns, starts, links = [], [0], []
@@ -140,8 +142,7 @@ def grouped(pairs: Sequence[tuple[str, str]]) -> list[int]:
     shape = (len(pairs), len(runs))
     holds = sparse.csr_array((np.ones(len(columns), np.int32), np.array(columns), np.array(starts)), shape=shape)
     shared = (holds @ holds.T).tocoo()
-    sizes = np.diff(starts)
-    rows, cols = shared.coords
+    sizes, (rows, cols) = np.diff(starts), shared.coords
     near = 10 * shared.data >= 8 * (sizes[rows] + sizes[cols] - shared.data)
     links = np.concatenate([np.array(links), np.stack([rows[near], cols[near]], axis=1)])
     graph = sparse.coo_array((np.ones(len(links), bool), tuple(links.T)), shape=(len(pairs), len(pairs)))
@@ -159,8 +160,7 @@ def split(
     removed moves no other. With another `salt` another fifth is drawn, `among` the training indices for example, where
     settings are chosen.
     """
-    train: list[int] = []
-    test: list[int] = []
+    train, test = list[int](), list[int]()
     for i in range(len(entries)) if among is None else among:
         digest = hashlib.sha256(f"{salt}{entries[entries[i].group].name}".encode()).digest()
         (test if digest[0] % 5 == 0 else train).append(i)

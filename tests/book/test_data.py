@@ -67,6 +67,8 @@ def test_equal_summaries_and_nearly_equal_documents_form_groups():
     # the last one is near the fifth (51 of 61), and so belongs to the group although it is far from the second
     assert data.grouped(pairs) == [0, 1, 0, 1, 1, 1]
     assert data.grouped([*pairs[:2], pairs[5]]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="^pairs must be at least one, there were none$"):
+        data.grouped([])
 
 
 def test_members_of_a_group_answer_each_other(entries):

@@ -68,6 +68,8 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(loaded):
         ValueError, match=r"^words must be pieces of the corpus in MiniLM's vocabulary, 'zebra' is not$"
     ):
         minilm.stored_pieces(other, ["zebra"])
+    with pytest.raises(ValueError, match="^tokenizer must be MiniLM's, of 30522 words, it has 4$"):
+        minilm.embed(loaded[0], other, ["sort a list"])
     with pytest.raises(ValueError, match="'##qqq' is not$"):
         minilm.stored_pieces(loaded[1], ["sort", "##qqq"])
 
