@@ -66,7 +66,7 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
     assert "What the notes state, 1: holds 0, holds in part 1, not shown 0, reversed 0, derived 0." in rest
     assert "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed 0, derived 0." in rest
     both = "[holds in part](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
-    assert f"|---|---|---|\n| a \\| b | {both} | not measured |\n" in rest
+    assert f"|---|---|---|\n| a \\| b | digits: {both} | text: not measured |\n" in rest
     assert "a p of at most 0.0001." in rest  # that of claim-a's first case
     assert "below 0.01 in\n. What" in rest
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
@@ -91,7 +91,7 @@ def test_a_reversed_case_and_a_weak_p_are_named(book):
     assert 0.01 < case["p"] < 0.05 and case["outcome"] == "shown"
     page = fill(book, "evidence")
     assert '"holds in part") (holds in part, some cases reversed).' in page
-    assert "| [holds in part, some cases reversed](labs/01_x.ipynb#claim-a)" in page
+    assert "| digits: [holds in part, some cases reversed](labs/01_x.ipynb#claim-a)" in page
     assert "below 0.01 in\n[claim-b](labs/01_x.ipynb#claim-b). What" in page
 
 
