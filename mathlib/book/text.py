@@ -10,9 +10,10 @@ torch.Size([2, 4])
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +53,9 @@ class Vocabulary:
             counts = Counter(filter(self.index.__contains__, self.split(text)))
             known.append(list(islice(counts.items(), longest)))
         places = torch.arange(max([1, *map(len, known)])) < torch.tensor([len(kept) for kept in known])[:, None]
-        numbers = [(self.index[word], (1 + math.log(n)) * self.rarity[word]) for kept in known for word, n in kept]
+        pairs = ((self.index[word], (1 + math.log(n)) * self.rarity[word]) for kept in known for word, n in kept)
         filled = torch.zeros(2, *places.shape, dtype=torch.float64)
-        filled[:, places] = torch.tensor(numbers, dtype=torch.float64).view(-1, 2).T
+        filled[:, places] = torch.from_numpy(np.fromiter(chain.from_iterable(pairs), float)).view(-1, 2).T
         return Bags(filled[0].long(), filled[1])
 
 
