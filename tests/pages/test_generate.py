@@ -68,7 +68,7 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
     both = "[holds in part](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
     assert f"|---|---|---|\n| a \\| b | digits: {both} | text: not measured |\n" in rest
     assert "a p of at most 0.0001." in rest  # that of claim-a's first case
-    assert "below 0.01 in\n. What" in rest
+    assert "below 0.01 in these claims:\n. What" in rest
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
     assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
     assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes
@@ -92,7 +92,22 @@ def test_a_reversed_case_and_a_weak_p_are_named(book):
     page = fill(book, "evidence")
     assert '"holds in part") (holds in part, some cases reversed).' in page
     assert "| digits: [holds in part, some cases reversed](labs/01_x.ipynb#claim-a)" in page
-    assert "below 0.01 in\n[claim-b](labs/01_x.ipynb#claim-b). What" in page
+    assert "below 0.01 in these claims:\n[b](labs/01_x.ipynb#claim-b). What" in page
+
+
+def test_a_reversed_claim_says_that_a_case_is_not_shown(book):
+    cases = {"down": [-0.9, -1.1] * 5, "flat": [0.1, -0.1] * 5}
+    words = {"effect": "with minus without", "setting": "x", "unit": "m", "of": "book"}
+    store(
+        book / "chapters/labs/01_x.ipynb",
+        verdicts.measured("claim-a", "a", cases=cases, **words),
+        verdicts.measured("claim-b", "b", cases=cases, **words),
+        title="# Lab: One\n\ntext",
+    )
+    book.joinpath(MEASURED).write_text(measurements(book), encoding="utf-8")
+    advise(book, "claim-a", "reversed")
+    page = fill(book, "evidence")
+    assert "| digits: [reversed, some cases not shown](labs/01_x.ipynb#claim-a)" in page
 
 
 @pytest.mark.parametrize(("label", "found"), [("claim-a", "'holds in part'"), ("claim-z", "'not measured'")])
