@@ -179,8 +179,9 @@ def info_nce(
         RuntimeError: under `torch.vmap`, and, from torch, under forward-mode differentiation.
 
     Source:
-        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Chen et al.
-        (2017), "On sampling strategies for neural network-based collaborative filtering", KDD.
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; in-batch negatives: Sohn (2016),
+        "Improved deep metric learning with multi-class N-pair loss objective", NeurIPS; Henderson et al. (2017),
+        arXiv:1705.00652.
 
     Example:
         >>> anchor, positive = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 1.0]])

@@ -74,7 +74,8 @@ def hard_negatives(
         ValueError: if the scores do not fit together, or threshold is not finite.
 
     Source:
-        Robinson et al. (2021), arXiv:2010.04592 (principle 2; its principle 1 asks for true negatives).
+        Robinson et al. (2021), arXiv:2010.04592, for the idea (principle 2; principle 1 asks for true
+        negatives); they weigh, and have no threshold.
 
     Example:
         >>> hard_negatives(torch.tensor([[0.8]]), torch.tensor([[0.9, 0.5, 0.2]]), threshold=0.5)
@@ -119,7 +120,8 @@ def semi_hard_negatives(
         ValueError: if the scores do not fit together, or an option is out of its range.
 
     Source:
-        Schroff, Kalenichenko and Philbin (2015), arXiv:1503.03832, eq. 4.
+        Schroff, Kalenichenko and Philbin (2015), arXiv:1503.03832, eq. 4, the lower limit on the distance; the upper
+        one, the margin, is in the sentence after it.
 
     Example:
         >>> positive_scores, candidate_scores = torch.tensor([[0.5]]), torch.tensor([[0.9, 0.55, 0.5, 0.45, 0.1]])

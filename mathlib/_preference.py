@@ -227,7 +227,7 @@ def dpo_loss(
 
     Source:
         Rafailov et al. (2023), arXiv:2305.18290, eq. 7; label smoothing: Mitchell (2023), "A note on DPO with
-        noisy preferences and relationship to IPO", eq. 3.
+        noisy preferences and relationship to IPO".
 
     Example:
         >>> policy = torch.tensor([-10.0]), torch.tensor([-20.0])

@@ -314,7 +314,7 @@ def mean_reciprocal_rank(
         ValueError: if a collection has no relevant document, or a grade is not finite.
 
     Source:
-        Voorhees (1999), "The TREC-8 question answering track report", section 3.
+        Voorhees (1999), "The TREC-8 question answering track report".
 
     Example:
         >>> mean_reciprocal_rank(torch.tensor([[4, 2, 7], [1, 2, 3]]), torch.tensor([2, 5]))
