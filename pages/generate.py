@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from mathlib.book import verdicts
@@ -18,6 +18,7 @@ MEASURED = Path("mathlib", "book", "measured.json")
 EFFECT = re.compile(r"\{(claim-[\w-]+: [^{}]+)\}")  # in a line of advice: the mean of a claim's case
 # a | within a table's cell would end it
 templates = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("_templates")),
     trim_blocks=True,
     keep_trailing_newline=True,
     finalize=lambda value: value if isinstance(value, Markup) else str(value).replace("|", "\\|"),
@@ -49,9 +50,8 @@ def measurements(root: Path) -> str:
 
 def fill(root: Path, name: str, say: Words | None = None, template: str = "") -> str:
     """The page of evidence or of status; in Korean by its words and its template."""
-    template = template or Path(__file__).with_name("_templates").joinpath(f"{name}.md").read_text(encoding="utf-8")
-    known = evidence(root, say) if name == "evidence" else status(root)
-    return templates.from_string(template).render(**known, say=say or str)
+    page = templates.from_string(template) if template else templates.get_template(f"{name}.md")
+    return page.render(**(evidence(root, say) if name == "evidence" else status(root)), say=say or str)
 
 
 def evidence(root: Path, say: Words | None) -> dict:
