@@ -123,19 +123,20 @@ class Visit:
         self.bytes[response.url] = int(response.headers.get("content-length", 0))
 
 
-def scroll_through(page):
-    """A reader's way down the page: some things are made ready when they come near the screen.
+# Chromium without a screen may leave out a frame, and with it the call that waits for one.
+NEXT_FRAME = "new Promise(done => { requestAnimationFrame(done); setTimeout(done, 1000); })"
 
-    Chromium without a screen may leave out a frame, and with it the call that waits for one.
-    """
-    page.evaluate("""async () => {
-        for (let y = 0; y < document.scrollingElement.scrollHeight; y += innerHeight) {
-            scrollTo({top: y, behavior: "instant"});
-            await new Promise(done => { requestAnimationFrame(done); setTimeout(done, 1000); });
-        }
-        scrollTo({top: 0, behavior: "instant"});
+
+def scroll_through(page):
+    """A reader's way down the page: some things are made ready when they come near the screen."""
+    page.evaluate(f"""async () => {{
+        for (let y = 0; y < document.scrollingElement.scrollHeight; y += innerHeight) {{
+            scrollTo({{top: y, behavior: "instant"}});
+            await {NEXT_FRAME};
+        }}
+        scrollTo({{top: 0, behavior: "instant"}});
         await document.fonts.ready;
-    }""")
+    }}""")
 
 
 class Reader:
@@ -160,7 +161,7 @@ class Reader:
         return self.contexts[width, scripts]
 
     def read(self, name, check, width=1280, scripts=True):
-        """check(visit) on a new page, up to three times if the browser crashes; its result."""
+        """check(visit) on a new page; its result. Up to three times if the browser crashes, or waits for a frame for ever."""
         for attempt in range(3):
             try:
                 visit = Visit(self.context(width, scripts), self.host, name)
@@ -170,7 +171,8 @@ class Reader:
                     with contextlib.suppress(Error):
                         visit.page.close()
             except Error as error:
-                crashed = any(word in str(error) for word in ("crash", "has been closed", "disconnected"))
+                words = ("crash", "has been closed", "disconnected", "element to be stable")
+                crashed = any(word in str(error) for word in words)
                 if not crashed or attempt == 2:
                     raise
                 with contextlib.suppress(Error):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from browser.conftest import AXE, HTML, KOREAN, PAGES, PICTURES, scroll_through
+from browser.conftest import AXE, HTML, KOREAN, NEXT_FRAME, PAGES, PICTURES, scroll_through
 
 UNTYPESET = """() => [...document.querySelectorAll(".math")].filter(math =>
     !math.querySelector("math")?.getBoundingClientRect().width || math.querySelector("merror"))
@@ -41,10 +41,10 @@ ONE_OF_EACH_LOOK = """() => {
 }"""
 # Half faded, a colour is neither scheme's; and what is far from the screen is to be looked at too.
 STILL = "* { transition: none !important } .cell, section { content-visibility: visible !important }"
-TO_TOP = """async () => {
-    scrollTo({top: 0, behavior: "instant"});
-    for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);
-}"""
+TO_TOP = f"""async () => {{
+    scrollTo({{top: 0, behavior: "instant"}});
+    for (let i = 0; i < 3; i++) await {NEXT_FRAME};
+}}"""
 # What sticks out and cannot be scrolled to within its own box.
 OVERFLOW = """() => {
     const scrolls = box => !box.matches(".content") && /auto|scroll/.test(getComputedStyle(box).overflowX);
@@ -99,7 +99,7 @@ def problems_of_access(page, view, colours):
 def move_sliders(page, width):
     """Each slider to both ends and between by keyboard, then by touch or pointer."""
     for slider in page.query_selector_all(".mathlib-control input"):
-        slider.scroll_into_view_if_needed()
+        slider.evaluate("slider => slider.scrollIntoView({block: 'center', behavior: 'instant'})")
         slider.focus()
         seen = {}
         for key in ("End", "ArrowLeft", "Home", "ArrowRight"):
