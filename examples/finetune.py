@@ -5,10 +5,11 @@
 
 What the query, the summary of a docstring, must find is the rest of it:
 
-    infonce  among the documents of the batch
-    mined    and among those that the model as it comes finds most like the query
-    gist     among the documents of the batch that the model as it comes, the guide, finds less like the query than its
-             own; and the student's similarities are drawn to the guide's
+    infonce     among the documents of the batch
+    mined       and among those that the model as it comes finds most like the query
+    gist        among the documents of the batch that the model as it comes, the guide, finds less like the query than
+                its own; and the student's similarities are drawn to the guide's
+    mined-gist  and among the mined ones, as the guide finds them
 
 Documents that are known to answer the query too, its group, are never negatives. Stop it at any moment: the same
 command, given again, resumes from the last checkpoint and ends with the same numbers, to the last bit on the same
@@ -50,13 +51,13 @@ def arguments() -> argparse.Namespace:
     add("--pairs", help="use the corpus up to this pair only")
     add("--learning-rate", type=float, default=1e-4, help="AdamW's at its highest")
     add("--warm-up", default=10, metavar="STEPS", help="until then; afterwards it falls to 0")
-    add("--loss", type=str, choices=("infonce", "mined", "gist"), default="infonce")
+    add("--loss", type=str, choices=("infonce", "mined", "gist", "mined-gist"), default="infonce")
     add("--temperature", type=float, default=0.05)
     add("--hardness", type=float, default=0.0, help="infonce, mined: the strength of hardness_weights")
-    add("--negatives", default=1, help="mined: how many for each query")
-    add("--margin", type=float, default=0.05, help="mined: negatives score below the positive by this share of it")
-    add("--guide-margin", type=float, default=0.0, help="gist: negatives score below the guide's positive less this")
-    add("--lam", type=float, default=1.0, help="gist: the weight of the divergence; 0 leaves the guide's choice alone")
+    add("--negatives", default=1, help="how many are mined for each query")
+    add("--margin", type=float, default=0.05, help="mined ones score below the positive by this share of it")
+    add("--guide-margin", type=float, default=0.0, help="the guide keeps what scores below its positive less this")
+    add("--lam", type=float, default=1.0, help="the weight of the guide's divergence; 0 leaves its choice alone")
     parser.add_argument("--symmetric", action="store_true", help="infonce, mined: also from documents to queries")
     parser.add_argument("--validate", action="store_true", help="on a fifth of the training side, to choose settings")
     add("--checkpoint", type=Path, default=Path("finetune.pt"))
@@ -162,7 +163,7 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
         state = {"step": 0, "seconds": 0.0, "losses": [], "settings": settings}
         state["start"] = [embed(queries), embed(documents)]
     start_queries, start_documents = state["start"]
-    if options.loss == "mined":
+    if "mined" in options.loss:
         start = start_queries[train], start_documents[train], [entries[i] for i in train_ids]
         negatives = train[mined(*start, k=options.negatives, margin=options.margin)]
 
@@ -170,16 +171,17 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
         """The loss of some of the training pairs, by their row."""
         batch = train[rows]
         texts = [[queries[i] for i in batch], [documents[i] for i in batch]]
-        if options.loss == "mined":
+        if "mined" in options.loss:
             texts.append([documents[i] for i in negatives[rows].flatten()])
         query, document, *negative = model(*(minilm.tokenised(tokenizer, x, longest=options.longest) for x in texts))
         shared = {"temperature": options.temperature, "groups": group[batch], "gather": True}
-        if options.loss == "gist":
-            guide = {"guide_anchor": start_queries[batch], "guide_positive": start_documents[batch]}
-            return gist_embed_loss(query, document, **guide, margin=options.guide_margin, lam=options.lam, **shared)
+        guide = {"guide_anchor": start_queries[batch], "guide_positive": start_documents[batch]}
         if negative:
             own = negative[0].unflatten(0, (len(batch), -1))  # [B, k, D]
             shared |= {"negatives": own, "negative_groups": group[negatives[rows]]}
+            guide["guide_negatives"] = start_documents[negatives[rows]]
+        if "gist" in options.loss:
+            return gist_embed_loss(query, document, **guide, margin=options.guide_margin, lam=options.lam, **shared)
         weigh = partial(hardness_weights, strength=options.hardness)
         return info_nce(query, document, weigh=weigh, symmetric=options.symmetric, **shared)
 

@@ -152,8 +152,9 @@ def first_loss(found):
     score = lambda i, j: float(queries[i] @ documents[j])  # noqa: E731
     known = lambda i, j: entries[i].group == entries[j].group  # noqa: E731
     negatives = []
-    for i in batch if settings["loss"] == "mined" else ():
-        below = [j for j in train if not known(i, j) and score(i, j) <= 0.95 * score(i, i)]
+    for i in batch if "mined" in settings["loss"] else ():
+        limit = 0.95 * min(score(i, j) for j in train if known(i, j))
+        below = [j for j in train if not known(i, j) and score(i, j) <= limit]
         negatives += sorted(below, key=lambda j: -score(i, j))[: settings["negatives"]]
     losses, removed = [], 0
     directions = (score, lambda i, j: score(j, i)) if settings["symmetric"] else (score,)
@@ -161,7 +162,7 @@ def first_loss(found):
         candidates = [j for j in batch if j != i] + negatives
         removed += sum(known(i, j) for j in candidates)
         candidates = [j for j in candidates if not known(i, j)]
-        if settings["loss"] == "gist":
+        if "gist" in settings["loss"]:
             candidates = [j for j in candidates if towards(i, j) <= towards(i, i)]
         weights = [math.exp(settings["hardness"] * towards(i, j)) for j in candidates]
         others = [
@@ -210,8 +211,12 @@ def test_two_processes_fine_tune_as_one(mined, folder):
 
 @pytest.mark.parametrize(
     ("loss", "options"),
-    [("infonce", ["--block-size", "3", "--hardness", "5", "--symmetric", "--validate"]), ("gist", [])],
-    ids=["infonce", "gist"],
+    [
+        ("infonce", ["--block-size", "3", "--hardness", "5", "--symmetric", "--validate"]),
+        ("gist", []),
+        ("mined-gist", []),
+    ],
+    ids=["infonce", "gist", "mined-gist"],
 )
 def test_the_first_loss_by_hand(loss, options, folder):
     # two of the first batch are of one group
