@@ -72,7 +72,7 @@ class SentenceTransformerLoss(nn.Module):
         ...     def forward(self, features):
         ...         return {"sentence_embedding": super().forward(features["input_ids"])}
         >>> from mathlib import info_nce
-        >>> temperature = nn.Parameter(torch.tensor(0.1))
+        >>> temperature = nn.Parameter(torch.tensor(0.05))
         >>> loss = SentenceTransformerLoss(Model(10, 4), info_nce, temperature=temperature, symmetric=True)
         >>> [name for name, _ in loss.named_parameters()]
         ['temperature', 'model.weight']

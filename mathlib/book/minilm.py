@@ -35,7 +35,7 @@ DIGESTS = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 LAYERS, WIDTH, LONGEST, WORDS = 6, 384, 512, 30522
-START, END = 101, 102  # the tokens [CLS] and [SEP]
+START, END, GRAPH = 101, 102, 10629  # the tokens [CLS] and [SEP], and the word graph
 # Inside a layer: the published name, and ours.
 NAMES = {
     "attention.output.dense": "attention.out_proj",
@@ -125,8 +125,8 @@ def tokenised(tokenizer: Tokenizer, texts: Sequence[str], *, longest: int = 256)
     """
     if not len(texts):
         raise ValueError("texts must be at least one, there were none")
-    if (words := tokenizer.get_vocab_size()) != WORDS:
-        raise ValueError(f"tokenizer must be MiniLM's, of {WORDS} words, it has {words}")
+    if (was := (tokenizer.get_vocab_size(), tokenizer.token_to_id("graph"))) != (WORDS, GRAPH):
+        raise ValueError(f"tokenizer must be MiniLM's: {WORDS} words, 'graph' at {GRAPH}; had {was[0]} and {was[1]}")
     tokenizer.enable_truncation(longest)
     tokenizer.enable_padding()
     found = tokenizer.encode_batch_fast(list(texts))

@@ -68,8 +68,15 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(loaded):
         ValueError, match=r"^words must be pieces of the corpus in MiniLM's vocabulary, 'zebra' is not$"
     ):
         minilm.stored_pieces(other, ["zebra"])
-    with pytest.raises(ValueError, match="^tokenizer must be MiniLM's, of 30522 words, it has 4$"):
+    wanted = "^tokenizer must be MiniLM's: 30522 words, 'graph' at 10629; had "
+    with pytest.raises(ValueError, match=f"{wanted}4 and None$"):
         minilm.embed(loaded[0], other, ["sort a list"])
+    words = loaded[1].get_vocab()
+    turned = Tokenizer(
+        WordLevel({word: minilm.WORDS - 1 - number for word, number in words.items()}, unk_token="[UNK]")
+    )
+    with pytest.raises(ValueError, match=f"{wanted}30522 and 19892$"):
+        minilm.embed(loaded[0], turned, ["sort a list"])
     with pytest.raises(ValueError, match="'##qqq' is not$"):
         minilm.stored_pieces(loaded[1], ["sort", "##qqq"])
 
