@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from mathlib._checks import (
     BOOL,
     FLOATING,
+    broadcast,
     check_alike,
     check_count,
     check_device,
@@ -147,15 +148,13 @@ def leading_axes(query: Tensor, key: Tensor, value: Tensor, sharing: int) -> tor
     shapes = [x.shape[:-2] for x in (query, key, value)]
     if sharing > 1:
         shapes[1:] = [torch.Size((batch, heads * sharing)) for batch, heads in shapes[1:]]
-    if shapes[0] == shapes[1] == shapes[2]:  # torch.broadcast_shapes takes longer than the kernel of a short sequence
-        return shapes[0]
-    try:
-        return torch.broadcast_shapes(*shapes)
-    except RuntimeError:
+    leading = broadcast(*shapes)
+    if leading is None:
         raise ValueError(
             "query, key and value must broadcast in all axes but the last two, or key and value have fewer heads, a "
             "divisor of query's, in four axes, were {}, {} and {}".format(*(list(x.shape) for x in (query, key, value)))
-        ) from None
+        )
+    return leading
 
 
 def plain(

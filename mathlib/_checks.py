@@ -7,6 +7,7 @@ are, so no check makes a GPU wait.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import zip_longest
 from numbers import Integral, Real
 
 import torch
@@ -76,6 +77,21 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
     if value.dtype != other.dtype:
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, was {value.dtype}")
     check_device(name, value, other_name, other)
+
+
+def broadcast(*shapes: Sequence[int]) -> torch.Size | None:
+    """The shape to which all of these broadcast; None if they do not."""
+    # torch.broadcast_shapes first loads sympy, for most of a second, and then takes longer than a small product
+    sizes = []
+    for axis in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        wanted = 1
+        for size in axis:
+            if size not in (1, wanted):
+                if wanted != 1:
+                    return None
+                wanted = size
+        sizes.append(wanted)
+    return torch.Size(sizes[::-1])
 
 
 def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mathlib._checks import check_choice, check_shapes, check_some
+from mathlib._checks import broadcast, check_choice, check_shapes, check_some
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -84,10 +84,8 @@ def cosine_similarity(a: Float[Tensor, "*#batch D"], b: Float[Tensor, "*#batch D
     """
     check_shapes(("a", a, "... D"), ("b", b, "... D"))
     check_some("a", a, -1, "feature")
-    try:
-        torch.broadcast_shapes(a.shape, b.shape)
-    except RuntimeError:
-        raise ValueError(f"b must broadcast with a, {list(a.shape)}, was {list(b.shape)}") from None
+    if broadcast(a.shape, b.shape) is None:
+        raise ValueError(f"b must broadcast with a, {list(a.shape)}, was {list(b.shape)}")
     return (unit(a) * unit(b)).sum(-1).to(a.dtype)
 
 

@@ -1,15 +1,20 @@
 import math
+import subprocess
+import sys
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mathlib._checks import (
     BOOL,
     FLOATING,
     INTEGER,
+    broadcast,
     check_choice,
     check_count,
     check_flag,
@@ -150,3 +155,23 @@ def test_all_have_the_dtype_and_the_device_of_the_first():
         check_shapes(("x", x, "B"), ("y", x.to("meta"), "B"))
     with pytest.raises(TypeError, match="^x must have a bool dtype, was torch.float32$"):
         check_shapes(("x", x, "B"), kind=BOOL)
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3), min_size=1, max_size=3))
+def test_shapes_broadcast_as_torch_has_it(shapes):
+    try:
+        expected = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        expected = None
+    assert broadcast(*shapes) == expected
+
+
+def test_a_first_call_loads_nothing_large():
+    code = """if True:
+        import sys, torch, mathlib
+        row = torch.ones(1, 1, 4)
+        mathlib.cosine_similarity(row, torch.ones(3, 2, 4))
+        mathlib.attention(row, torch.ones(3, 2, 4), torch.ones(2, 4))
+        assert "sympy" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
