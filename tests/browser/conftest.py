@@ -125,6 +125,7 @@ class Visit:
 
 # Chromium without a screen may leave out a frame, and with it the call that waits for one.
 NEXT_FRAME = "new Promise(done => { requestAnimationFrame(done); setTimeout(done, 1000); })"
+NO_FRAME = "new Promise((_, fail) => setTimeout(() => fail(new Error('no frame')), 20_000))"
 
 
 def scroll_through(page):
@@ -135,7 +136,7 @@ def scroll_through(page):
             await {NEXT_FRAME};
         }}
         scrollTo({{top: 0, behavior: "instant"}});
-        await document.fonts.ready;
+        await Promise.race([document.fonts.ready, {NO_FRAME}]);
     }}""")
 
 
@@ -171,7 +172,7 @@ class Reader:
                     with contextlib.suppress(Error):
                         visit.page.close()
             except Error as error:
-                words = ("crash", "has been closed", "disconnected", "element to be stable")
+                words = ("crash", "has been closed", "disconnected", "element to be stable", "no frame")
                 crashed = any(word in str(error) for word in words)
                 if not crashed or attempt == 2:
                     raise
