@@ -4,8 +4,8 @@
 >>> _ = path.write_text('{"warm, 2 cm": [1.0, 1.2, 0.9]}', encoding="utf-8")
 >>> results = Results(path, range(10, 13))
 >>> results.again
-[10, 11]
->>> results["warm", "2 cm"] = [1.0, 1.2]  # what the first two seeds give now
+[10]
+>>> results["warm", "2 cm"] = [1.0]  # what the first seed gives now
 >>> results["warm", "2 cm"]
 [1.0, 1.2, 0.9]
 """
@@ -17,19 +17,18 @@ from pathlib import Path
 
 import torch
 
-CLOSE = 1e-4  # processors differ in the order of near ties
-
 
 class Results(dict):
     """Per-seed values under a name. Set those of the seeds in `again`; read those of all seeds.
 
-    `again` are the first two seeds: what they give must be what the file has. With SEEDS=all in the environment it is
-    all of them, and the file is written anew. A seed's value is a number, or a list or table of numbers. Where a lab
-    chooses a setting, the tries stand in the seeds' place.
+    `again` are the first of the seeds, by default one: what they give must be what the file has. With SEEDS=all in the
+    environment it is all of them, and the file is written anew. A seed's value is a number, or a list or table of
+    numbers. Where a lab chooses a setting, the tries stand in the seeds' place. Processors differ in the order of near
+    ties: what a run gives may be `close` to what is kept.
     """
 
-    def __init__(self, path: str | Path, seeds: Iterable[int], *, again: int = 2) -> None:
-        self.path, self.seeds = Path(path), list(seeds)
+    def __init__(self, path: str | Path, seeds: Iterable[int], *, again: int = 1, close: float = 1e-4) -> None:
+        self.path, self.seeds, self.close = Path(path), list(seeds), close
         self.anew = os.environ.get("SEEDS") == "all"
         self.again = self.seeds if self.anew else self.seeds[:again]
         self.stored = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
@@ -41,7 +40,7 @@ class Results(dict):
             raise ValueError(f"results of {text} must be one for each of {self.again}, were {len(values)}")
         values, known = _rounded(values), self.stored.get(text, [])
         try:
-            torch.testing.assert_close(values, known[: len(values)], rtol=0, atol=CLOSE)
+            torch.testing.assert_close(values, known[: len(values)], rtol=0, atol=self.close)
         except AssertionError as error:
             if not self.anew:
                 raise ValueError(f"{text} must be as in {self.path}, which SEEDS=all writes anew: {error}") from None

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -13,8 +14,15 @@ def kept(tmp_path, monkeypatch):
     return path
 
 
-def test_two_seeds_run_and_three_are_read(kept):
+def test_one_seed_runs_and_three_are_read(kept):
     results = Results(kept, range(10, 13))
+    assert results.again == [10]
+    results["a", 1] = [0.5]
+    assert results == {("a", 1): [0.5, 0.25, 0.75]}
+
+
+def test_two_seeds_run_where_a_lab_asks_for_two(kept):
+    results = Results(kept, range(10, 13), again=2)
     assert results.again == [10, 11] and results.seeds == [10, 11, 12]
     results["a", 1] = [0.5, 0.25]
     results["pairs"] = [(1, 2), (3.0, 4.00009)]  # another processor's last digits
@@ -32,19 +40,26 @@ def test_two_seeds_run_and_three_are_read(kept):
     ],
 )
 def test_what_is_not_kept_is_refused(kept, name, values, message):
-    results = Results(kept, range(10, 13))
+    results = Results(kept, range(10, 13), again=2)
     with pytest.raises(ValueError, match=message):
         results[name] = values
     assert results == {}
 
 
+def test_a_lab_says_how_close_is_close(kept):
+    for close, refused in ((0.011, False), (0.009, True)):
+        results = Results(kept, range(10, 13), close=close)
+        with pytest.raises(ValueError, match="^a, 1 must be as in") if refused else contextlib.nullcontext():
+            results["a", 1] = [0.51]
+
+
 def test_a_missing_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("SEEDS", raising=False)
     with pytest.raises(ValueError, match=r"^a must be as in .*none\.json, which SEEDS=all writes anew"):
-        Results(tmp_path / "none.json", range(10, 13))["a"] = [1, 2]
+        Results(tmp_path / "none.json", range(10, 13))["a"] = [1]
 
 
-def test_all_seeds_write_the_file_that_two_are_compared_with(kept, monkeypatch):
+def test_all_seeds_write_the_file_that_a_run_is_compared_with(kept, monkeypatch):
     monkeypatch.setenv("SEEDS", "all")
     results = Results(kept, range(10, 13))
     assert results.again == [10, 11, 12]
@@ -55,6 +70,6 @@ def test_all_seeds_write_the_file_that_two_are_compared_with(kept, monkeypatch):
     assert written.count("\n") == 4 and json.loads(written).keys() == {"new, 2", "a, 1"}  # what is not set is gone
 
     monkeypatch.delenv("SEEDS")
-    again = Results(kept, range(10, 13), again=1)
+    again = Results(kept, range(10, 13))
     again["new", 2] = [{"x": 0.3333334}]
     assert again["new", 2] == results["new", 2]
