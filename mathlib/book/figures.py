@@ -23,10 +23,12 @@ import re
 import sys
 import textwrap
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import matplotlib
 from cycler import cycler
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.figure import Figure
 
 # From Okabe and Ito's colour-blind-safe palette, those that stand out on white
@@ -68,32 +70,7 @@ STYLE = {
     "ytick.left": False,
 }
 
-# The third rule undoes the light panel that the book's theme puts behind HTML
-# output in dark mode.
-CSS = """
-.mathlib-figure{--paper:var(--pst-color-background,var(--jp-layout-color0,Canvas));margin:.5rem 0}
-.mathlib-figure svg{display:block;max-width:100%;height:auto}
-.text_html:has(>.mathlib-figure){background:none!important;color:inherit!important;padding:0!important}
-.mathlib-control:not([hidden]){display:flex;flex-wrap:wrap;align-items:center;gap:0 .75rem}
-.mathlib-control input{flex:1 1 9rem;min-width:0;max-width:24rem;height:44px;margin:0;
-accent-color:#0072b2;cursor:pointer}
-.mathlib-control input:focus-visible{outline:3px solid;outline-offset:-3px;border-radius:6px}
-@media print{.mathlib-figure{color:#000;background:#fff;--paper:#fff;break-inside:avoid}
-.mathlib-control{display:none!important}
-.mathlib-figure [data-value]{display:none!important}.mathlib-figure [data-start]{display:block!important}}
-"""
-
-# The figure is found by its key, for Jupyter runs a script where it likes, and
-# setting `oninput` twice does no harm.
-SCRIPT = """
-for(const figure of document.querySelectorAll('[data-key="KEY"]')){
-const frames=figure.querySelectorAll('[data-value]'),control=figure.querySelector('.mathlib-control'),
-input=control.querySelector('input'),output=control.querySelector('output');
-input.oninput=()=>{frames.forEach((frame,i)=>{frame.hidden=i!=input.value});
-output.value=frames[input.value].dataset.value;
-input.setAttribute('aria-valuetext',control.dataset.label+' '+output.value)};
-control.hidden=false}
-"""
+HTML = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
 
 
 def new(width=MAX_WIDTH, height=3.2, columns=1, **subplots_kw):
@@ -224,31 +201,27 @@ def _number(value):
 def _figure(frames, label="", start=0):
     """The HTML of frames (value, alt, svg), with a control if there are several."""
     key = _digest(repr((frames, label, start)))
-    parts = [f'<figure class="mathlib-figure" data-key="{key}"><style>{_lines(CSS)}</style>']
-    for index, (text, alt, svg) in enumerate(frames):
-        shown = " data-start" if index == start else " hidden"
-        image = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
-        parts.append(f'<div data-value="{html.escape(text)}"{shown}>{image}</div>')
-    if len(frames) > 1:
-        name, value = html.escape(label), html.escape(frames[start][0])
-        # The value is spoken with the control; the output need not repeat it.
-        parts.append(
-            f'<div class="mathlib-control" data-label="{name}" hidden><label for="{key}">{name}</label>'
-            f'<input type="range" id="{key}" min="0" max="{len(frames) - 1}" step="1" value="{start}"'
-            f' autocomplete="off" aria-valuetext="{name} {value}">'
-            f'<output for="{key}" aria-live="off">{value}</output></div>'
-            f"<script>{_lines(SCRIPT.replace('KEY', key))}</script>"
-        )
-    return "\n".join([*parts, "</figure>"])
+    return HTML.get_template("figure.html").render(key=key, frames=frames, label=label, start=start, quoted=html.escape)
+
+
+class _Canvas(FigureCanvasSVG):
+    """Where figures are laid out: one renderer for all of them measures a text once, which is half of the work."""
+
+    renderer = RendererSVG(1, 1, io.StringIO())
+
+    def get_renderer(self):
+        return self.renderer
 
 
 def _svg(figure, salt):
     """The figure as compact SVG whose ids depend on its content and on `salt` alone."""
     _check(figure)
-    _finish(figure)
     file = io.StringIO()
     canvas, dpi = figure.canvas, figure.dpi
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig would draw twice
+    figure.dpi = 72
+    page = _Canvas(figure)
+    _finish(figure)
+    page.print_svg(file, metadata={"Date": None})  # savefig would draw twice
     figure.set_canvas(canvas)
     figure.dpi = dpi
     root = _clean(ElementTree.fromstring(file.getvalue()))
@@ -371,7 +344,3 @@ def _flow(text):
 
 def _digest(text):
     return "f" + hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _lines(text):
-    return text.strip().replace("\n", "")

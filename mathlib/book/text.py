@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,22 +40,26 @@ class Vocabulary:
         if not len(texts):
             raise ValueError("texts must be at least one, there were none")
         self.split = split
-        counts = Counter(word for text in texts for word in set(split(text)))
+        counts = Counter(chain.from_iterable(set(split(text)) for text in texts))
         kept = sorted(word for word, count in counts.items() if count >= least)
         self.index = {word: number for number, word in enumerate(kept, start=1)}
         self.rarity = {word: math.log(len(texts) / counts[word]) for word in kept}
 
     def bags(self, texts: Sequence[str], *, longest: int = 128) -> Bags:
         """Each text's first `longest` different words that the vocabulary knows."""
-        known = []
+        numbers, counts, lengths = [], [], []
         for text in texts:
-            counts = Counter(filter(self.index.__contains__, self.split(text)))
-            known.append(list(islice(counts.items(), longest)))
-        places = torch.arange(max([1, *map(len, known)])) < torch.tensor([len(kept) for kept in known])[:, None]
-        pairs = ((self.index[word], (1 + math.log(n)) * self.rarity[word]) for kept in known for word, n in kept)
-        filled = torch.zeros(2, *places.shape, dtype=torch.float64)
-        filled[:, places] = torch.from_numpy(np.fromiter(chain.from_iterable(pairs), float)).view(-1, 2).T
-        return Bags(filled[0].long(), filled[1])
+            found = Counter(map(self.index.get, self.split(text)))
+            found.pop(None, None)  # the words that it does not know
+            numbers += islice(found, longest)
+            counts += islice(found.values(), longest)
+            lengths.append(min(len(found), longest))
+        places = torch.arange(max([1, *lengths])) < torch.tensor(lengths)[:, None]
+        ids, weights = places.long(), places.double()
+        ids[places] = torch.tensor(numbers, dtype=torch.long)
+        rarity = torch.tensor([0, *self.rarity.values()], dtype=torch.float64)[ids[places]]
+        weights[places] = torch.tensor([1 + math.log(n) for n in counts], dtype=torch.float64) * rarity
+        return Bags(ids, weights)
 
 
 class TextEncoder(nn.Module):

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.ticker import MaxNLocator
 from scipy import special
 
@@ -42,8 +41,6 @@ MARKS = (SHOWN, NOT_SHOWN, REVERSED, "control")
 SOURCES = re.compile(r"book|notes ([1-7]|demo)")
 SEEDS = 10
 LEVEL = 0.05
-
-HTML = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -379,7 +376,7 @@ def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False
         tables.append((claim, lambda x, low=low, width=width: f"{5 + 90 * (x - low) / width:.1f}%", ticks))
     used = {"control" if "control" in case else case["outcome"] for claim in claims for case in claim["cases"]}
     functions = {"said": _said, "seeds": _seeds, "axis": _axis, "compared": _compared, "name": _name}
-    text = HTML.get_template("chart.html").render(
+    text = figures.HTML.get_template("chart.html").render(
         **functions, number=_number, reading=_reading, outcome=_outcome, figures=figures, tables=tables,
         lab=lab, settings=settings, reason=claims[0]["reason"], marks=[m for m in MARKS if m in used],
     )  # fmt: skip

@@ -156,7 +156,8 @@ MARKUP = re.compile(r"(?m)```python\n(?s:.*?)```|</?(?:details|summary)[^>]*>|^(
 @pytest.mark.parametrize("stem", PLANNED)
 def test_a_chapter_is_short_and_shows_what_it_says(stem):
     """Words of its text, lines of code in sight, words from one figure to the next; ten questions at its end."""
-    cells = v4.reads((CHAPTERS / f"{stem}.ipynb").read_text(encoding="utf-8")).cells
+    notebook = v4.reads((CHAPTERS / f"{stem}.ipynb").read_text(encoding="utf-8"))
+    cells = notebook.cells
     words, lines, unseen, longest, questions, testing = 0, 0, 0, 0, 0, False
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -171,6 +172,8 @@ def test_a_chapter_is_short_and_shows_what_it_says(stem):
                 lines += sum(bool(line.strip()) for line in cell.source.splitlines())
     assert testing and questions == 10, questions
     assert words <= 2500 and lines <= 120 and longest <= 650, (words, lines, longest)
+    seconds = notebook.metadata["mathlib"]["seconds"]
+    assert seconds <= 30, f"{seconds} s: a chapter must run in 15 s, which is 30 on a slow or busy machine"
 
 
 # Labs

@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         names = [name for name in file.namelist() if ".dist-info/" not in name]
     package = ROOT / "mathlib"
     sources = [path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")]
-    kept = ("chart.html", "judged.csv", "measured.json", "minilm.safetensors", "tuned.safetensors")
+    kept = ("chart.html", "figure.html", "judged.csv", "measured.json", "minilm.safetensors", "tuned.safetensors")
     assert sorted(names) == sorted([*sources, *(f"mathlib/book/{name}" for name in kept), "mathlib/py.typed"])
 
 
