@@ -9,6 +9,7 @@ copies, and a switch lets oneDNN read them as bfloat16, which changes none of th
 bfloat16 (AMX), and for float16, the product is float32's own.
 """
 
+import contextlib
 import threading
 
 import torch
@@ -45,19 +46,22 @@ def scaled_factor(x: Tensor, scale: Tensor, dtype: torch.dtype, memory: Tensor) 
     return torch.mul(x, scale, out=out)  # pragma: no cover - needs CUDA, no mutate
 
 
-def products_of_halves(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it.
+def products_of_halves(
+    a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, *, add: bool = False
+) -> Tensor:
+    """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it,
+    into `out`, or added to what is there.
 
     A factor that is float32, and does not hold values of the dtype, may be rounded to it. Traced (torch.compile), the
     product on a CPU is float32's own: a graph cannot hold the switch.
     """
     with no_autocast(a):
         if a.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
-            return torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32, out=out)
-        if dtype == torch.float16 or torch.compiler.is_compiling():
-            return torch.mm(a, b.mT, out=out)
-        with as_bfloat16:
-            return torch.mm(a, b.mT, out=out)
+            product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32, out=None if add else out)
+            return out.add_(product) if out is not None and add else product
+        own = dtype == torch.float16 or torch.compiler.is_compiling()
+        with contextlib.nullcontext() if own else as_bfloat16:
+            return out.addmm_(a, b.mT) if out is not None and add else torch.mm(a, b.mT, out=out)
 
 
 class AsBfloat16:

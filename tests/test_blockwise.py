@@ -274,9 +274,9 @@ def test_rows_are_cut_into_blocks(rows, candidates, least, size, expected):
 def test_half_precision_is_multiplied_as_it_is_and_scaled_afterwards(normal, monkeypatch, dtype):
     seen = []
 
-    def spy(a, b, half, out=None):
+    def spy(a, b, half, *options, **more):
         seen.append(half)
-        return products_of_halves(a, b, half, out)
+        return products_of_halves(a, b, half, *options, **more)
 
     monkeypatch.setattr("mathlib._blockwise.products_of_halves", spy)
     anchor, positive = (100 * normal(seed, 5, 3, dtype=dtype) for seed in range(2))

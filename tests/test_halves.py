@@ -52,6 +52,14 @@ def test_a_scratch_matrix_holds_the_products(normal, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+def test_products_are_added_to_what_is_there(normal, dtype):
+    a, b = normal(0, 5, 7, dtype=dtype), normal(1, 6, 7, dtype=dtype)
+    sums = torch.full((5, 6), 100.0, device=a.device)
+    assert multiplied(a, b, out=sums, add=True) is sums
+    assert_close(sums, 100 + multiplied(a, b))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_autocast_rounds_no_product(normal, dtype):
     a, b = normal(0, 5, 70, dtype=dtype), normal(1, 6, 70, dtype=dtype)
     outside = multiplied(a, b)
