@@ -93,14 +93,16 @@ def link_claims(app, docname, source) -> None:
 
 
 def lead_on(app, pagename, templatename, context, doctree) -> None:
-    """What a chapter's address once led to stands in its lab, perhaps under another name."""
+    """What an address of a chapter or a lab once led to stands in the lab, perhaps under another name."""
     file = Path(app.confdir, "mathlib", "book", "measured.json")
     claims = json.loads(file.read_text(encoding="utf-8"))["claims"] if file.exists() else []
+    folder, _, stem = pagename.rpartition("/")
+    lab = "" if folder == "chapters/labs" else f"labs/{stem}.html"
     moved = {
-        label: f"labs/{claim['lab']}.html#{claim['label']}"
+        label: f"{lab}#{claim['label']}"
         for claim in claims
         for label in (claim["label"], *claim["was"])
-        if pagename == f"chapters/{claim['lab']}" and f'id="{label}"' not in context["body"]
+        if claim["lab"] == stem and f'id="{label}"' not in context["body"]
     }
     if moved:
         context["body"] += f"<script>const moved = {json.dumps(moved, sort_keys=True)}</script>"

@@ -200,8 +200,8 @@ def _number(value):
 
 def _figure(frames, label="", start=0):
     """The HTML of frames (value, alt, svg), with a control if there are several."""
-    key = _digest(repr((frames, label, start)))
-    return HTML.get_template("figure.html").render(key=key, frames=frames, label=label, start=start, quoted=html.escape)
+    key, template = _digest(repr((frames, label, start))), HTML.get_template("figure.html")
+    return template.render(key=key, frames=frames, label=label, start=start, quoted=html.escape)
 
 
 class _Canvas(FigureCanvasSVG):
