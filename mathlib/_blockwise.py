@@ -89,10 +89,10 @@ class Vectors(NamedTuple):
         """The dtype of scores."""
         return torch.float32 if self.half else self.factors.anchor.dtype
 
-    def multiply(self, left: Tensor, right: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor | None = None, *, onto: Tensor | None = None) -> Tensor:
         """left @ right.T at half precision's speed, if either holds half-precision embeddings."""
         assert self.half is not None
-        return products_of_halves(as_factor(left, self.half), as_factor(right, self.half), self.half, out, add=add)
+        return products_of_halves(as_factor(left, self.half), as_factor(right, self.half), self.half, out, onto=onto)
 
     def inverse_lengths_of(self, name: str) -> Tensor:
         """1 / length of the embeddings of that name, one in each row [n, 1]."""
@@ -344,7 +344,7 @@ def add_gradients(
         if of_left is not None:
             of_left[rows].addcmul_(x.multiply(block, columns.T), by_row)
         if of_right is not None:
-            x.multiply(block.T, (wide(lefts) * by_row).T, of_right, add=True)
+            x.multiply(block.T, (wide(lefts) * by_row).T, onto=of_right)
     if layout.in_batch:
         return
     a, p = wide(y.anchor[rows]), wide(y.positive[rows])

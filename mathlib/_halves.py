@@ -47,21 +47,21 @@ def scaled_factor(x: Tensor, scale: Tensor, dtype: torch.dtype, memory: Tensor) 
 
 
 def products_of_halves(
-    a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, *, add: bool = False
+    a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None, *, onto: Tensor | None = None
 ) -> Tensor:
-    """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it,
-    into `out`, or added to what is there.
+    """a @ b.T of two factors of that dtype, [m, D], [n, D] -> [m, n], in float32 whatever autocast would make of it:
+    in new memory, into `out`, or added `onto` what is there.
 
     A factor that is float32, and does not hold values of the dtype, may be rounded to it. Traced (torch.compile), the
     product on a CPU is float32's own: a graph cannot hold the switch.
     """
     with no_autocast(a):
         if a.is_cuda:  # pragma: no cover - needs CUDA, no mutate block
-            product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32, out=None if add else out)
-            return out.add_(product) if out is not None and add else product
+            product = torch.mm(as_factor(a, dtype), b.mT, out_dtype=torch.float32, out=out)
+            return product if onto is None else onto.add_(product)
         own = dtype == torch.float16 or torch.compiler.is_compiling()
         with contextlib.nullcontext() if own else as_bfloat16:
-            return out.addmm_(a, b.mT) if out is not None and add else torch.mm(a, b.mT, out=out)
+            return torch.mm(a, b.mT, out=out) if onto is None else onto.addmm_(a, b.mT)
 
 
 class AsBfloat16:

@@ -55,7 +55,7 @@ def test_a_scratch_matrix_holds_the_products(normal, dtype):
 def test_products_are_added_to_what_is_there(normal, dtype):
     a, b = normal(0, 5, 7, dtype=dtype), normal(1, 6, 7, dtype=dtype)
     sums = torch.full((5, 6), 100.0, device=a.device)
-    assert multiplied(a, b, out=sums, add=True) is sums
+    assert multiplied(a, b, onto=sums) is sums
     assert_close(sums, 100 + multiplied(a, b))
 
 
