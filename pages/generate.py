@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from mathlib.book import verdicts
-from mathlib.book.verdicts import NOT_SHOWN, judged, title
+from mathlib.book.verdicts import REVERSED, SHOWN, judged, title
 from pages.words import Words, translate_html
 
 KEY = "mathlib"  # of a notebook's metadata, where its run is recorded
@@ -72,7 +72,8 @@ def evidence(root: Path, say: Words | None) -> dict:
     return {
         "advice": advice(root, known),
         "counted": {name: verdicts.counted(c for *_, mine in parts for c in mine) for name, parts in groups.items()},
-        "cutoff": max((case["p"] for case in judged(claims) if case["outcome"] != NOT_SHOWN), default=0),
+        "cutoff": max((case["p"] for case in judged(claims) if case["outcome"] in (SHOWN, REVERSED)), default=0),
+        "least": max(verdicts.LEAST.values()),
         "grounds": yaml.safe_load(root.joinpath("pages", "grounds.yml").read_text(encoding="utf-8")),
         "known": known,
         "groups": groups,
@@ -91,9 +92,7 @@ def advice(root: Path, known: dict[str, dict]) -> list[dict]:
         cases = {f"{label}: {case['name']}": case for label in line["why"] for case in known[label].get("cases", [])}
         for quoted in EFFECT.findall(line["setting"]):
             if quoted not in cases:
-                raise ValueError(
-                    f"advice.yml: {line['situation']}: {quoted} must be a case of a claim that is its reason"
-                )
+                raise ValueError(f"advice.yml: {line['situation']}: {quoted} must be a case of a claim in its why")
             line["setting"] = line["setting"].replace(f"{{{quoted}}}", f"{cases[quoted]['mean']:.3f}")
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 

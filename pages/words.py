@@ -18,8 +18,9 @@ NUMBER = re.compile(r"[+−-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 SAYS_NOTHING = re.compile(r"[^A-Za-z]*(?:[A-Za-z]?|[\w.]*[._]\w[\w.]*(?:\(\))?)[^A-Za-z]*")
 EDGES = re.compile(r"([\s,:.]*)(.*?)([\s,:]*)", re.DOTALL)
 # A verdict lists its cases, which have names of their own, and a control has that of what it controls.
-COMPOSED = re.compile(r".+? \((?:not shown|shown|reversed) for .*\)|control, .*")
-PARTS = re.compile(r"( \((?=not shown for|shown for|reversed for)|; | / |(?:not shown|shown|reversed) for |\)$)")
+FOR = "(?:not shown|shown|negligible|reversed) for"
+COMPOSED = re.compile(rf".+? \({FOR} .*\)|control, .*")
+PARTS = re.compile(rf"( \((?={FOR})|; | / |{FOR} |\)$)")
 CONTROL = re.compile(r"(control)(, .+?)(: .*)?")
 
 # what a slider's script says of it: its label and its value

@@ -6,6 +6,8 @@ Bengio where train and test halves of one small data set overlap). Whether a cas
 `gather` has all labs' cells before it: Benjamini and Hochberg, 5 % over the book. What it gathers is measured.json,
 next to this file; from it a chapter draws with `chart` and `record`, without running its lab.
 
+A case whose whole interval is closer to 0 than the least that matters is *negligible*, also where its sign is certain.
+
 A claim *holds* (all its cases are shown), *holds in part*, is *not shown*, or is *reversed* (a case is, and none is
 shown); what follows from a definition is *derived*.
 
@@ -35,9 +37,12 @@ from mathlib.book import figures
 
 MIME = "application/vnd.mathlib.measurement+json"
 FILE = Path(__file__).with_name("measured.json")
-SHOWN, NOT_SHOWN, REVERSED = "shown", "not shown", "reversed"
+SHOWN, NEGLIGIBLE, NOT_SHOWN, REVERSED = "shown", "negligible", "not shown", "reversed"
 VERDICTS = ("holds", "holds in part", NOT_SHOWN, REVERSED, "derived")
-MARKS = (SHOWN, NOT_SHOWN, REVERSED, "control")
+MARKS = (SHOWN, NEGLIGIBLE, NOT_SHOWN, REVERSED, "control")
+# The least that matters, by unit: of 0.005 of the mean reciprocal rank, one answer in a hundred moves from the second
+# place to the first; mining, one of the larger gains that a lab shows, brings four times as much.
+LEAST = dict.fromkeys(("share", "mAP", "MRR", "nDCG@10", "recall@10", "accuracy"), 0.005)
 SOURCES = re.compile(r"book|notes ([1-7]|demo)")
 SEEDS = 10
 LEVEL = 0.05
@@ -72,7 +77,7 @@ def measured(
     controls: Mapping[str, Sequence[float]] | None = None,
     unit: str = "",
     overlap: float | None = None,
-    least: float = 0.0,
+    least: float | None = None,
     jointly: bool = False,
     bound: bool = False,
     reason: str = "",
@@ -82,14 +87,16 @@ def measured(
 
     `of` says whose statement it is: "book", or "notes" with the section. `controls` are drawn, and never count.
     `overlap` is n_test / n_train where the seeds are splits of one data set. `least` is the smallest effect that
-    matters. With `jointly` the claim is the conjunction of its cases; with `bound`, that no seed ever crosses a
-    limit, and the effect is the distance that was left. `was` are labels under which it could once be found.
+    matters, by default that of the unit. With `jointly` the claim is the conjunction of its cases; with `bound`, that
+    no seed ever crosses a limit, and the effect is the distance that was left. `was` are labels under which it could
+    once be found.
     """
     claim = _claim(label, statement, of, reason, was)
     if "minus" not in effect and "above 0" not in effect:
         raise ValueError(f"effect of {label} must say what is subtracted (... minus ...), was {effect!r}")
     if not setting.strip():
         raise ValueError(f"setting of {label} must say how it was measured, was {setting!r}")
+    least = LEAST.get(unit, 0.0) if least is None else least
     if least < 0:
         raise ValueError(f"least of {label} must be at least 0, was {least}")
     controls = controls or {}
@@ -152,9 +159,8 @@ def recorded(name: str, values: Mapping[str, object]) -> Output:
 def chart(*labels: str) -> Output:
     """One picture of these claims' effects, each under its statement and verdict."""
     known = {claim["label"]: claim for claim in load()["claims"]}
-    for label in labels:
-        if label not in known:
-            raise ValueError(f"a chart's claims must be among those that the labs measured, {label} is not")
+    if unknown := [label for label in labels if label not in known]:
+        raise ValueError(f"a chart's claims must be among those that the labs measured, {unknown[0]} is not")
     claims = [known[label] for label in labels]
     return Output("\n".join(map(text, claims)), picture(claims), {"chart": list(labels)})
 
@@ -217,7 +223,7 @@ def gather(labs: Sequence[Path]) -> dict:
     cases = judged(claims)
     survive = stats.false_discovery_control([case["p"] for case in cases]) if cases else []
     for case, p in zip(cases, survive, strict=True):
-        if p > LEVEL:
+        if p > LEVEL and case["outcome"] != NEGLIGIBLE:
             case["outcome"] = NOT_SHOWN
     for claim in claims:
         claim["verdict"] = _verdict(claim)
@@ -268,15 +274,15 @@ def _row(label: str, name: str, values: Sequence[float], overlap: float | None, 
     mean, spread = x.mean(), np.ptp(x) and x.std(ddof=1)  # a sum of equal numbers can be off by a rounding
     error = spread * math.sqrt(1 / len(x) + (overlap or 0.0))
     half, power = (special.stdtrit(len(x) - 1, q) * error for q in (1 - LEVEL / 2, 0.8))
-    # against which value the mean is tested: it is shown above `least`, and reversed below 0
-    excess = mean - least if mean > least else min(mean, 0.0)
-    p = 2 * special.stdtr(len(x) - 1, -abs(excess) / error) if error else float(not excess)
-    outcome = NOT_SHOWN if p >= LEVEL else SHOWN if excess > 0 else REVERSED
+    p = 2 * special.stdtr(len(x) - 1, -abs(mean) / error) if error else float(not mean)
+    outcome = NOT_SHOWN if p >= LEVEL else SHOWN if mean > 0 else REVERSED
     if bound:
         outcome = SHOWN if (x >= 0).all() else REVERSED
+    elif abs(mean) + half < least:
+        outcome = NEGLIGIBLE
     # below 1e-4 it survives the correction over some hundred cases, and its digits depend on the processor
     row = {"name": name, "outcome": outcome, "p": float(f"{max(p, 1e-4):.2g}")}
-    numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": least + half + power}
+    numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": half + power}
     # of what rounds to 0 the sign stays, since it decides; of what is 0 but for its last digits there is none
     return row | {key: round(round(float(number), 6) or 0.0, 3) for key, number in numbers.items()}
 
@@ -306,7 +312,7 @@ def _verdict(claim: dict) -> str:
 
 def _said(claim: dict) -> str:
     """The verdict, with the cases where they differ; a chart has a row for each of many."""
-    names: dict[str, list[str]] = {SHOWN: [], NOT_SHOWN: [], REVERSED: []}
+    names: dict[str, list[str]] = {outcome: [] for outcome in MARKS}
     for case in claim["cases"]:
         if "control" not in case:
             names[case["outcome"]].append(case["name"])
@@ -314,7 +320,7 @@ def _said(claim: dict) -> str:
         outcome: " / ".join(cases) if len(cases) < 4 else f"{len(cases)} cases" for outcome, cases in names.items()
     }
     parts = [f"{outcome} for {listed[outcome]}" for outcome, cases in names.items() if cases]
-    return f"{claim['verdict']} ({'; '.join(parts)})" if len(parts) > 1 else claim["verdict"]
+    return f"{claim['verdict']} ({'; '.join(parts)})" if len(parts) > 1 or names[NEGLIGIBLE] else claim["verdict"]
 
 
 def _compared(claim: dict) -> str:
@@ -331,8 +337,9 @@ def _axis(claim: dict) -> str:
 def _seeds(claim: dict) -> str:
     overlap = claim["overlap"]
     corrected = f", corrected for halves that overlap (n_test / n_train = {overlap:g})" if overlap else ""
-    least = f", the least that matters is {claim['least']:g}" if claim["least"] else ""
-    return f"{claim['seeds']} seeds, 95 % intervals{corrected}{least}"
+    least = claim["least"]
+    matters = f", the least that matters is {least:g}" if least not in (0.0, LEAST.get(claim["unit"])) else ""
+    return f"{claim['seeds']} seeds, 95 % intervals{corrected}{matters}"
 
 
 def _name(case: dict) -> str:
@@ -347,21 +354,14 @@ def _reading(case: dict, claim: dict) -> str:
     """What a lab may say, without the other labs."""
     if claim["bound"]:
         return "never crossed" if case["outcome"] == SHOWN else "crossed"
-    if case["outcome"] == NOT_SHOWN:
-        return f"{'0 inside' if case['low'] <= 0 else 'too small to matter'}{_seen(case)}"
-    return f"above {claim['least']:g}" if case["outcome"] == SHOWN else "below 0"
+    readings = {SHOWN: "above 0", NEGLIGIBLE: f"within {claim['least']:g} of 0", REVERSED: "below 0"}
+    return readings.get(case["outcome"], f"0 inside, {case['sees']:.3f} would have been seen")
 
 
 def _outcome(case: dict) -> str:
-    if "control" in case:
-        return "control"
-    if case["outcome"] != NOT_SHOWN:
-        return case["outcome"]
-    return NOT_SHOWN + (" after correction" if case["p"] < LEVEL else _seen(case))
-
-
-def _seen(case: dict) -> str:
-    return f", {case['sees']:.3f} would have been seen"
+    if "control" in case or case["outcome"] != NOT_SHOWN:
+        return "control" if "control" in case else case["outcome"]
+    return NOT_SHOWN + (" after correction" if case["p"] < LEVEL else f", {case['sees']:.3f} would have been seen")
 
 
 def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False) -> str:
@@ -369,7 +369,8 @@ def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False
     tables = []
     for claim in claims:
         alike = [case for other in claims if other.get("unit") == claim.get("unit") for case in other["cases"]]
-        ends = [0.0, *(case[end] for case in alike for end in ("low", "high"))]
+        least = claim.get("least", 0.0)
+        ends = [-least, 0.0, least, *(case[end] for case in alike for end in ("low", "high"))]
         low, width = min(ends), max(ends) - min(ends) or 1.0
         ticks = [tick for tick in MaxNLocator(3).tick_values(low, low + width) if low <= tick <= low + width]
         # a margin on both sides, for what is drawn around a point

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from nbformat import v4
 
 from mathlib.book import verdicts
-from mathlib.book.verdicts import NOT_SHOWN, REVERSED, SHOWN
+from mathlib.book.verdicts import NEGLIGIBLE, NOT_SHOWN, REVERSED, SHOWN
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 WORDS = {"of": "notes 1", "effect": "with minus without", "setting": "none"}
@@ -60,10 +60,23 @@ def test_halves_that_overlap_widen_the_interval():
     assert "n_test / n_train = 0.5" in repr(measure({"a": 1.75 + TEN}, overlap=0.5))
 
 
-def test_an_effect_must_be_above_the_least_that_matters_and_is_reversed_below_0():
-    means = {"above": 1.22, "between": 1.21, "below": -0.71, "reversed": -0.72}
-    found = [case["outcome"] for case in measure({n: m + TEN for n, m in means.items()}, least=0.5).data["cases"]]
-    assert found == [SHOWN, NOT_SHOWN, NOT_SHOWN, REVERSED]
+def test_an_interval_within_the_least_that_matters_is_negligible_also_if_its_sign_is_certain():
+    # the interval ends 0.7154 from the mean, and 0.0715 from that of a tenth
+    means = {"within": 0.0, "ends at it": 0.1, "small": 0.02, "costs": -0.1, "larger": 0.13, "reversed": -0.13}
+    wide = {name: 10 * mean + TEN for name, mean in means.items()}
+    found = [case["outcome"] for case in measure({n: v / 10 for n, v in wide.items()}, least=0.2).data["cases"]]
+    assert found == [NEGLIGIBLE] * 4 + [SHOWN, REVERSED]
+    ends = [measure({"a": TEN}, least=least).data["cases"][0]["outcome"] for least in (0.7153, 0.7155)]
+    assert ends == [NOT_SHOWN, NEGLIGIBLE]
+    assert "a: +0.000 [-0.715, +0.715], within 0.72 of 0" in repr(measure({"a": TEN}, least=0.72))
+
+
+@pytest.mark.parametrize(("unit", "least"), [("MRR", 0.005), ("share", 0.005), ("nats", 0)])
+def test_the_least_that_matters_is_that_of_the_unit(unit, least):
+    assert measure({"a": TEN}, unit=unit).data["least"] == least
+    assert not any("least" in repr(measure({"a": TEN}, unit=unit, least=x)) for x in (None, 0))
+    other = measure({"a": TEN}, unit=unit, least=0.1)
+    assert other.data["least"] == 0.1 and "the least that matters is 0.1" in repr(other)
 
 
 def test_equal_numbers_have_no_spread():
@@ -79,7 +92,7 @@ def test_what_rounds_to_0_keeps_its_sign():
 
 
 def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
-    kept = measure({"a": [0.0] * 9 + [9.0]}, bound=True)
+    kept = measure({"a": [0.0] * 9 + [9.0]}, bound=True, least=100)
     crossed = measure({"a": [9.0] * 9 + [-0.001]}, label="claim-y", bound=True)
     assert "a: +0.900" in repr(kept) and "never crossed" in repr(kept) and ", crossed" in repr(crossed)
     assert [claim["verdict"] for claim in gathered(tmp_path, kept, crossed)["claims"]] == ["holds", REVERSED]
@@ -99,11 +112,18 @@ def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
         ({"a": 2, "b": -2}, True, "reversed (shown for a; reversed for b)"),
         ({"a": 0, "b": 0}, False, "not shown"),
         ({"a": 0, "b": -2}, False, "reversed (not shown for a; reversed for b)"),
+        ({"a": 2, "b": 0.1, "c": -0.1}, False, "holds in part (shown for a; negligible for b / c)"),
+        ({"a": 0.1, "b": -0.1}, False, "not shown (negligible for a / b)"),
+        ({"a": -2, "b": 0.1}, False, "reversed (negligible for b; reversed for a)"),
+        ({"a": 2, "b": 0.1}, True, "not shown (shown for a; negligible for b)"),
     ],
 )
 def test_a_verdict_sums_up_its_cases(tmp_path, means, jointly, said):
     controls = {"control": TEN - 3}
-    claim = measure({name: mean + TEN for name, mean in means.items()}, jointly=jointly, controls=controls)
+    small = {name: TEN / 10 if abs(mean) == 0.1 else TEN for name, mean in means.items()}
+    cases = {name: mean + small[name] for name, mean in means.items()}
+    least = 0.2 if 0.1 in means.values() else 0.0
+    claim = measure(cases, jointly=jointly, controls=controls, least=least)
     [claim] = gathered(tmp_path, claim)["claims"]
     assert verdicts.text(claim).splitlines()[0] == f"x: {said} (notes 1)"
     assert said.partition(" (")[0] == claim["verdict"] in verdicts.VERDICTS
@@ -119,6 +139,11 @@ def test_cases_are_corrected_over_the_whole_book_by_benjamini_and_hochberg(tmp_p
     weak_claim, _, bound_claim = gathered(tmp_path, weak, others, bound)["claims"]
     assert weak_claim["verdict"] == NOT_SHOWN and bound_claim["verdict"] == "holds"
     assert "weak: +0.720 [+0.005, +1.435], not shown after correction" in verdicts.text(weak_claim)
+    # what is negligible stays so, whether its sign survives or not
+    small = measure({"small": (0.72 + TEN) / 10, **dict.fromkeys("abc", TEN)}, least=0.2)
+    assert [case["outcome"] for case in gathered(tmp_path, small)["claims"][0]["cases"]] == [NEGLIGIBLE] + [
+        NOT_SHOWN
+    ] * 3
     # of four, the two smallest may be .0125 and .025: p is .020 and .024 in the first try, .020 and .040 in the second
     for second, shown in ((0.857, ["a", "b"]), (0.758, [])):
         means = {"a": 0.892, "b": second, "c": 0.5, "d": 0.2}
@@ -195,7 +220,7 @@ def test_a_record_holds_what_a_file_can_hold(value):
 def book(tmp_path, monkeypatch):
     """Two claims, the first with a control, in a file of their own."""
     first = measure(
-        {"a < b": 2 + TEN, "c": 0 + TEN},
+        {"a < b": 2 + TEN, "c": 0 + TEN, "d": TEN / 1000},
         controls={"at random": TEN},
         statement="1 < 2 | 3",
         unit="mAP",
@@ -219,10 +244,11 @@ def test_the_file_is_what_was_gathered_a_case_in_a_line(book):
 def test_a_chart_says_what_it_draws(book):
     drawn = verdicts.chart("claim-x", "claim-y")
     assert repr(drawn).splitlines() == [
-        "1 < 2 | 3: holds in part (shown for a < b; not shown for c) (notes 1)",
+        "1 < 2 | 3: holds in part (shown for a < b; negligible for d; not shown for c) (notes 1)",
         "  effect: with minus without (mAP)",
         "  a < b: +2.000 [+1.285, +2.715], shown",
         "  c: +0.000 [-0.715, +0.715], not shown, 0.995 would have been seen",
+        "  d: +0.000 [-0.001, +0.001], negligible",
         "  control, at random: +0.000 [-0.715, +0.715], control",
         "y: derived (notes demo)",
         "  the notes say 1, it is 2",
@@ -231,17 +257,19 @@ def test_a_chart_says_what_it_draws(book):
     assert [row.get_text(" ", strip=True) for row in page.select("tbody tr")] == [
         "a < b +2.000 [+1.285, +2.715]",
         "c (0.995 would have been seen) +0.000 [-0.715, +0.715]",
+        "d +0.000 [-0.001, +0.001]",
         "control, at random +0.000 [-0.715, +0.715]",
     ]
     assert [svg["aria-label"] for svg in page.select("tbody td > svg")] == [
         "shown",
         "not shown, 0.995 would have been seen",
+        "negligible",
         "control",
     ]
     assert [tag["id"] for tag in page.find_all(id=True)] == ["claim-x", "claim-y"]
     assert [link["href"] for link in page.find_all("a")] == [f"labs/01_x.html#claim-{x}" for x in "xy"]
     caption = page.caption.get_text(" ", strip=True)
-    assert caption.startswith("1 < 2 | 3 (notes 1): holds in part (shown for a < b; not shown for c)")
+    assert caption.startswith("1 < 2 | 3 (notes 1): holds in part (shown for a < b; negligible for d; not shown for c)")
 
 
 def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):
@@ -251,14 +279,18 @@ def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):
     def at(tag, name="x"):
         return float(tag[name].rstrip("%"))
 
-    zero, (low, high) = at(drawn[0].line, "x1"), [at(drawn[0].find_all("line")[1], end) for end in ("x1", "x2")]
+    band, line, interval = drawn[0].find_all("line")
+    zero, (low, high) = at(line, "x1"), [at(interval, end) for end in ("x1", "x2")]
     middle = at(drawn[0].svg)
     assert low < middle < high <= 100 and abs((low + high) / 2 - middle) < 0.11
     # 2 is to 2.715 as the dot's way from 0 is to the interval's end
     assert abs((middle - zero) / (high - zero) - 2 / 2.7154) < 0.01
     assert all(abs(at(svg.svg) - zero) < 0.11 for svg in drawn[1:])
     shapes = {re.sub(r"#\w+", "", "".join(map(str, svg.svg.contents))) for svg in drawn}
-    assert len(shapes) == 3
+    assert len(shapes) == 4
+    # what is too small to matter lies around 0, as wide as twice 0.005 of the axis
+    assert at(band, "x1") < zero < at(band, "x2")
+    assert abs((at(band, "x2") - at(band, "x1")) / (high - low) - 0.005 / 0.7154) < 0.01
 
 
 def test_the_first_page_counts_the_verdicts_of_each_section(book):

@@ -123,7 +123,7 @@ def test_advice_quotes_the_effects_of_its_own_claims_alone(book):
     assert f"gained {mean:.3f}." in fill(book, "evidence")
     for quoted in ("claim-a: fourth", "claim-b: third"):
         advise(book, "claim-a", "holds in part", f"{{{quoted}}}")
-        with pytest.raises(ValueError, match=f"few . many: {quoted} must be a case of a claim that is its reason"):
+        with pytest.raises(ValueError, match=f"few . many: {quoted} must be a case of a claim in its why"):
             fill(book, "evidence")
 
 
