@@ -1,6 +1,6 @@
 """How the labs judge a search on text: by the first ten documents that a model finds for each query."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,13 +21,19 @@ def first_ten(model: DualEncoder, queries: Bags, documents: Bags, answers: Seque
     return torch.stack(found).double()
 
 
-def error_over(groups: Tensor, gains: Tensor) -> float:
-    """The standard error of the mean of gains [queries], where the queries of one group are one draw.
+class Gains(list[float]):
+    """What each seed gains; and `over_queries`, half the 95 % interval of the mean over queries.
 
-    >>> error_over(torch.tensor([4, 4, 7]), torch.tensor([1.0, 1.0, -2.0]))
-    0.942...
+    `by_query` [queries] are the gains of the seeds whose rankings are at hand, on average; the queries of one group are
+    one draw.
+
+    >>> Gains([0.1, -0.1], torch.tensor([4, 4, 7]), torch.tensor([1.0, 1.0, -2.0])).over_queries
+    1.847...
     """
-    numbers = groups.unique(return_inverse=True)[1]
-    off = torch.zeros(int(numbers.max()) + 1, dtype=gains.dtype)
-    off.index_add_(0, numbers, gains - gains.mean())
-    return float(off.square().sum().sqrt()) / len(gains)
+
+    def __init__(self, values: Iterable[float], groups: Tensor, by_query: Tensor) -> None:
+        super().__init__(values)
+        numbers = groups.unique(return_inverse=True)[1]
+        off = torch.zeros(int(numbers.max()) + 1, dtype=by_query.dtype)
+        off.index_add_(0, numbers, by_query - by_query.mean())
+        self.over_queries = 1.96 * float(off.square().sum().sqrt()) / len(by_query)

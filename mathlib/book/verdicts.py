@@ -86,6 +86,7 @@ def measured(
     """A claim about a random outcome: `cases` maps each case to one signed effect per seed.
 
     `of` says whose statement it is: "book", or "notes" with the section. `controls` are drawn, and never count.
+    Gains over queries (`judging.Gains`) bring an interval over these as well.
     `overlap` is n_test / n_train where the seeds are splits of one data set. `least` is the smallest effect that
     matters, by default that of the unit. With `jointly` the claim is the conjunction of its cases; with `bound`, that
     no seed ever crosses a limit, and the effect is the distance that was left. `was` are labels under which it could
@@ -244,11 +245,18 @@ def dump(gathered: dict) -> str:
 
 def text(claim: dict) -> str:
     """A gathered claim in words."""
-    lines = [f"{claim['statement']}: {_said(claim)} ({claim['of']})"]
-    if not claim["cases"]:
-        return "\n".join([*lines, f"  {_compared(claim)}"])
-    lines.append(f"  effect: {_axis(claim)}")
-    return "\n".join(lines + [f"  {_name(case)}: {_number(case)}, {_outcome(case)}" for case in claim["cases"]])
+    cases = [f"  {_name(case)}: {_number(case)}, {_outcome(case, claim)}" for case in claim["cases"]]
+    lines = [f"  effect: {_axis(claim)}", *cases] if cases else [f"  {_compared(claim)}"]
+    return "\n".join([f"{claim['statement']}: {_said(claim)} ({claim['of']})", *lines])
+
+
+def for_these_queries(case: dict, claim: dict) -> bool:
+    """Whether other queries than these might decide a case otherwise than the seeds do."""
+    if "from" not in case or "control" in case or case["outcome"] == NOT_SHOWN:
+        return False
+    if case["outcome"] == NEGLIGIBLE:
+        return max(-case["from"], case["to"]) > claim["least"]
+    return case["from"] <= 0 <= case["to"]
 
 
 def counted(claims: Iterable[dict]) -> dict[str, int]:
@@ -283,6 +291,8 @@ def _row(label: str, name: str, values: Sequence[float], overlap: float | None, 
     # below 1e-4 it survives the correction over some hundred cases, and its digits depend on the processor
     row = {"name": name, "outcome": outcome, "p": float(f"{max(p, 1e-4):.2g}")}
     numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": half + power}
+    if over := getattr(values, "over_queries", None):
+        numbers |= {"from": mean - over, "to": mean + over}
     # of what rounds to 0 the sign stays, since it decides; of what is 0 but for its last digits there is none
     return row | {key: round(round(float(number), 6) or 0.0, 3) for key, number in numbers.items()}
 
@@ -311,16 +321,14 @@ def _verdict(claim: dict) -> str:
 
 
 def _said(claim: dict) -> str:
-    """The verdict, with the cases where they differ; a chart has a row for each of many."""
-    names: dict[str, list[str]] = {outcome: [] for outcome in MARKS}
-    for case in claim["cases"]:
-        if "control" not in case:
-            names[case["outcome"]].append(case["name"])
-    listed = {
-        outcome: " / ".join(cases) if len(cases) < 4 else f"{len(cases)} cases" for outcome, cases in names.items()
-    }
-    parts = [f"{outcome} for {listed[outcome]}" for outcome, cases in names.items() if cases]
-    return f"{claim['verdict']} ({'; '.join(parts)})" if len(parts) > 1 or names[NEGLIGIBLE] else claim["verdict"]
+    """The verdict, with the cases where they differ or are negligible; a chart has a row for each of many."""
+    parts = []
+    for outcome in MARKS:
+        names = [case["name"] for case in claim["cases"] if case["outcome"] == outcome and "control" not in case]
+        if names:
+            parts.append(f"{outcome} for {' / '.join(names) if len(names) < 4 else f'{len(names)} cases'}")
+    told = len(parts) > 1 or "".join(parts).startswith(NEGLIGIBLE)
+    return f"{claim['verdict']} ({'; '.join(parts)})" if told else claim["verdict"]
 
 
 def _compared(claim: dict) -> str:
@@ -355,12 +363,14 @@ def _reading(case: dict, claim: dict) -> str:
     if claim["bound"]:
         return "never crossed" if case["outcome"] == SHOWN else "crossed"
     readings = {SHOWN: "above 0", NEGLIGIBLE: f"within {claim['least']:g} of 0", REVERSED: "below 0"}
-    return readings.get(case["outcome"], f"0 inside, {case['sees']:.3f} would have been seen")
+    over = f"; [{case['from']:+.3f}, {case['to']:+.3f}] over queries" if "from" in case else ""
+    return readings.get(case["outcome"], f"0 inside, {case['sees']:.3f} would have been seen") + over
 
 
-def _outcome(case: dict) -> str:
-    if "control" in case or case["outcome"] != NOT_SHOWN:
-        return "control" if "control" in case else case["outcome"]
+def _outcome(case: dict, claim: dict) -> str:
+    mark = "control" if "control" in case else case["outcome"]
+    if mark != NOT_SHOWN:
+        return f"{mark}, for these queries" if for_these_queries(case, claim) else mark
     return NOT_SHOWN + (" after correction" if case["p"] < LEVEL else f", {case['sees']:.3f} would have been seen")
 
 
@@ -370,15 +380,15 @@ def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False
     for claim in claims:
         alike = [case for other in claims if other.get("unit") == claim.get("unit") for case in other["cases"]]
         least = claim.get("least", 0.0)
-        ends = [-least, 0.0, least, *(case[end] for case in alike for end in ("low", "high"))]
+        ends = [-least, 0.0, least, *(case[x] for case in alike for x in ("low", "high", "from", "to") if x in case)]
         low, width = min(ends), max(ends) - min(ends) or 1.0
         ticks = [tick for tick in MaxNLocator(3).tick_values(low, low + width) if low <= tick <= low + width]
         # a margin on both sides, for what is drawn around a point
         tables.append((claim, lambda x, low=low, width=width: f"{5 + 90 * (x - low) / width:.1f}%", ticks))
     used = {"control" if "control" in case else case["outcome"] for claim in claims for case in claim["cases"]}
-    functions = {"said": _said, "seeds": _seeds, "axis": _axis, "compared": _compared, "name": _name}
     text = figures.HTML.get_template("chart.html").render(
-        **functions, number=_number, reading=_reading, outcome=_outcome, figures=figures, tables=tables,
-        lab=lab, settings=settings, reason=claims[0]["reason"], marks=[m for m in MARKS if m in used],
+        said=_said, seeds=_seeds, axis=_axis, compared=_compared, name=_name, number=_number, reading=_reading,
+        outcome=_outcome, open=for_these_queries, figures=figures, tables=tables, lab=lab, settings=settings,
+        reason=claims[0]["reason"], marks=[m for m in MARKS if m in used],
     )  # fmt: skip
     return text.replace("\n", "")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mathlib import DualEncoder
-from mathlib.book.judging import error_over, first_ten
+from mathlib.book.judging import Gains, first_ten
 from mathlib.book.text import TextEncoder, Vocabulary
 
 
@@ -19,9 +19,13 @@ def test_the_first_ten_are_judged_for_each_query():
     torch.testing.assert_close(found, torch.tensor([[1 / 2, 1.0], [1 / math.log2(3), 1.0]]).double())
 
 
-def test_an_error_counts_groups_not_queries():
-    gains = torch.tensor([3.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    alone = error_over(torch.arange(4), gains)
-    assert alone == pytest.approx(math.sqrt(2**2 + 0 + 1 + 1) / 4)
-    assert error_over(torch.tensor([9, 9, 2, 5]), gains) == pytest.approx(math.sqrt(2**2 + 1 + 1) / 4)
-    assert error_over(torch.tensor([9, 2, 9, 5]), gains) == pytest.approx(math.sqrt(1 + 0 + 1) / 4)
+def test_an_interval_over_queries_counts_groups_not_queries():
+    by_query = torch.tensor([3.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+
+    def half(*groups):
+        return Gains([], torch.tensor(groups), by_query).over_queries
+
+    assert half(0, 1, 2, 3) == pytest.approx(1.96 * math.sqrt(2**2 + 0 + 1 + 1) / 4)
+    assert half(9, 9, 2, 5) == pytest.approx(1.96 * math.sqrt(2**2 + 1 + 1) / 4)
+    assert half(9, 2, 9, 5) == pytest.approx(1.96 * math.sqrt(1 + 0 + 1) / 4)
+    assert Gains([0.5, -1.0], torch.tensor([0, 1, 2, 3]), by_query) == [0.5, -1.0]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from nbformat import v4
 
 from mathlib.book import verdicts
+from mathlib.book.judging import Gains
 from mathlib.book.verdicts import NEGLIGIBLE, NOT_SHOWN, REVERSED, SHOWN
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
@@ -89,6 +91,31 @@ def test_what_rounds_to_0_keeps_its_sign():
     shown = repr(measure({"a": [-0.0004] * 10, "b": [0.0004] * 10, "c": [-1e-9] * 10, "d": [0.0] * 10}))
     means = re.findall(r"[abcd]: (\S+) \[(\S+), (\S+)\]", shown)
     assert means == [("-0.000",) * 3, ("+0.000",) * 3, ("+0.000",) * 3, ("+0.000",) * 3]
+
+
+def test_gains_over_queries_bring_their_interval_and_say_where_it_is_open(tmp_path):
+    # both cases are shown over seeds; half the interval over four queries of 0 and 4 is 1.96
+    queries, apart = torch.tensor([0.0, 4.0, 0.0, 4.0]), torch.arange(4)
+    cases = {"open": Gains(1.9 + TEN, apart, queries), "sure": Gains(2.1 + TEN, apart, queries), "none": 2 + TEN}
+    controls = {"control": Gains(1.0 + TEN, apart, queries)}
+    claim = measure(cases, controls=controls)
+    assert "open: +1.900 [+1.185, +2.615], above 0; [-0.060, +3.860] over queries" in repr(claim)
+    assert "none: +2.000 [+1.285, +2.715], above 0\n" in repr(claim)
+    [claim] = gathered(tmp_path, claim)["claims"]
+    assert [verdicts.for_these_queries(case, claim) for case in claim["cases"]] == [True, False, False, False]
+    assert claim["verdict"] == "holds"
+    said = verdicts.text(claim).splitlines()[2:]
+    assert [line.rpartition("], ")[2] for line in said] == ["shown, for these queries", "shown", "shown", "control"]
+    page = BeautifulSoup(verdicts.picture([claim]), "html.parser")
+    assert [row.small.text for row in page.select("tbody th") if row.small] == ["(for these queries)"]
+    assert [len(svg.find_all("line")) for svg in page.select("tbody td > svg")] == [3, 3, 2, 3]
+    assert page.figcaption.text.endswith(", thin line: over queries")
+    # what is negligible over seeds may matter for other queries: half the interval is 1.96 or, of a tenth, 0.196
+    small = {"open": Gains(TEN / 100, apart, queries), "sure": Gains(TEN / 100, apart, queries / 10)}
+    [claim] = gathered(tmp_path, measure(small, least=0.2))["claims"]
+    assert [case["outcome"] for case in claim["cases"]] == [NEGLIGIBLE, NEGLIGIBLE]
+    assert [verdicts.for_these_queries(case, claim) for case in claim["cases"]] == [True, False]
+    assert "over queries" not in verdicts.picture([gathered(tmp_path, measure({"a": TEN}))["claims"][0]])
 
 
 def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
