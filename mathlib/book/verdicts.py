@@ -371,7 +371,8 @@ def _outcome(case: dict, claim: dict) -> str:
     mark = "control" if "control" in case else case["outcome"]
     if mark != NOT_SHOWN:
         return f"{mark}, for these queries" if for_these_queries(case, claim) else mark
-    return NOT_SHOWN + (" after correction" if case["p"] < LEVEL else f", {case['sees']:.3f} would have been seen")
+    corrected = " after correction" if case["p"] < LEVEL else ""
+    return f"{mark}{corrected}, {case['sees']:.3f} would have been seen"
 
 
 def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False) -> str:

@@ -165,7 +165,9 @@ def test_cases_are_corrected_over_the_whole_book_by_benjamini_and_hochberg(tmp_p
     bound = measure({"a": [0.0] * 10}, label="claim-z", bound=True)
     weak_claim, _, bound_claim = gathered(tmp_path, weak, others, bound)["claims"]
     assert weak_claim["verdict"] == NOT_SHOWN and bound_claim["verdict"] == "holds"
-    assert "weak: +0.720 [+0.005, +1.435], not shown after correction" in verdicts.text(weak_claim)
+    assert "weak: +0.720 [+0.005, +1.435], not shown after correction, 0.995 would have been seen" in verdicts.text(
+        weak_claim
+    )
     # what is negligible stays so, whether its sign survives or not
     small = measure({"small": (0.72 + TEN) / 10, **dict.fromkeys("abc", TEN)}, least=0.2)
     assert [case["outcome"] for case in gathered(tmp_path, small)["claims"][0]["cases"]] == [NEGLIGIBLE] + [
