@@ -6,30 +6,24 @@ from pathlib import Path
 import pytest
 import yaml
 from nbformat import v4
+from test_structure import prose
 
 CHAPTERS = Path(__file__).parents[2] / "chapters"
 QUOTED = yaml.safe_load((Path(__file__).parent / "quoted.yml").read_text(encoding="utf-8"))
 
 
-def written(stem):
-    return "\n\n".join(c.source for c in cells(stem) if c.cell_type == "markdown")
-
-
-def printed(stem):
-    """The text that its cells show, and what they recorded."""
-    outputs = [output for c in cells(stem) if c.cell_type == "code" for output in c.outputs]
+def printed(path):
+    """The text that a notebook's cells show, and what they recorded."""
+    cells = v4.reads(path.read_text(encoding="utf-8")).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
     return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-def cells(stem):
-    return v4.reads(CHAPTERS.joinpath(f"{stem}.ipynb").read_text(encoding="utf-8")).cells
-
-
-def misquoted(quote, prose, output):
+def misquoted(quote, text, output):
     """What is wrong with a quote: {} are around its numbers, () around those of the line that it rests on."""
     words = re.sub(r"[{}]", "", quote["says"])
-    if prose.count(words) != 1:
-        return f"the chapter must say it once, says it {prose.count(words)} times: {words}"
+    if text.count(words) != 1:
+        return f"the chapter must say it once, says it {text.count(words)} times: {words}"
     lines = re.findall(quote["prints"], output)
     if len(lines) != 1:
         return f"the notebook must print it once, prints it {len(lines)} times: {quote['prints']}"
@@ -59,15 +53,15 @@ def misquoted(quote, prose, output):
     ],
 )
 def test_a_quote_is_what_was_printed(says, prints, problem):
-    prose = re.sub(r"[{}]", "", says) if says != "a lot" else ""
+    text = re.sub(r"[{}]", "", says) if says != "a lot" else ""
     output = "own, after 32   0.631 0.28\nown, after 1   0.5 0.2"
-    found = misquoted({"says": says, "prints": prints}, prose, output)
+    found = misquoted({"says": says, "prints": prints}, text, output)
     assert problem in found and bool(problem) == bool(found)
 
 
 @pytest.mark.parametrize("stem", QUOTED)
 def test_what_a_chapter_quotes_was_printed(stem):
-    outputs = {quote["from"]: printed(quote["from"]) for quote in QUOTED[stem]}
-    prose = written(stem)
-    found = [misquoted(quote, prose, outputs[quote["from"]]) for quote in QUOTED[stem]]
+    outputs = {quote["from"]: printed(CHAPTERS / f"{quote['from']}.ipynb") for quote in QUOTED[stem]}
+    text = prose(CHAPTERS / f"{stem}.ipynb")
+    found = [misquoted(quote, text, outputs[quote["from"]]) for quote in QUOTED[stem]]
     assert [problem for problem in found if problem] == []

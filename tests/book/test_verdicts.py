@@ -9,6 +9,7 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from nbformat import v4
+from test_structure import prose
 
 from mathlib.book import verdicts
 from mathlib.book.judging import Gains
@@ -147,8 +148,7 @@ def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
 )
 def test_a_verdict_sums_up_its_cases(tmp_path, means, jointly, said):
     controls = {"control": TEN - 3}
-    small = {name: TEN / 10 if abs(mean) == 0.1 else TEN for name, mean in means.items()}
-    cases = {name: mean + small[name] for name, mean in means.items()}
+    cases = {name: mean + (TEN / 10 if abs(mean) == 0.1 else TEN) for name, mean in means.items()}
     least = 0.2 if 0.1 in means.values() else 0.0
     claim = measure(cases, jointly=jointly, controls=controls, least=least)
     [claim] = gathered(tmp_path, claim)["claims"]
@@ -343,10 +343,10 @@ PAGES = [*NOTEBOOKS, *sorted(CHAPTERS.glob("labs/*.ipynb")), *sorted(CHAPTERS.gl
 QUOTED = re.compile(r'\[([^\]]+)\]\((?:labs/(\w+)\.ipynb)?#(claim-[\w-]+)\s+"([^"]+)"\)')
 
 
-def misquoted(prose, claims):
+def misquoted(text, claims):
     """The sentences' numbers and verdicts that are not the file's."""
     problems, known = [], {claim["label"]: claim for claim in claims}
-    for words, lab, label, title in QUOTED.findall(prose):
+    for words, lab, label, title in QUOTED.findall(text):
         if label not in known or lab not in ("", known[label]["lab"]):
             problems.append(f"{label} was not measured" + f" in {lab}" * bool(lab))
             continue
@@ -368,7 +368,7 @@ def misquoted(prose, claims):
 
 
 @pytest.mark.parametrize(
-    ("prose", "problem"),
+    ("text", "problem"),
     [
         ('gains [+2.000 mAP](labs/01_x.ipynb#claim-x "a < b") and [\N{MINUS SIGN}0.0](#claim-x "c")', None),
         ('[2.0](#claim-x "a < b"), [helps](#claim-x "holds in part"), [0.3](#claim-x)', None),
@@ -381,16 +381,13 @@ def misquoted(prose, claims):
         ('[2.0](labs/02_y.ipynb#claim-x "a < b")', "claim-x was not measured in 02_y"),
     ],
 )
-def test_a_sentence_quotes_the_file(book, prose, problem):
-    assert misquoted(prose, book["claims"]) == ([problem] if problem else [])
+def test_a_sentence_quotes_the_file(book, text, problem):
+    assert misquoted(text, book["claims"]) == ([problem] if problem else [])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(CHAPTERS).as_posix())
 def test_numbers_and_verdicts_in_sentences_are_the_files(path):
-    prose = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        prose = "\n\n".join(c["source"] for c in v4.reads(prose).cells if c["cell_type"] == "markdown")
-    assert misquoted(prose, verdicts.load()["claims"]) == []
+    assert misquoted(prose(path), verdicts.load()["claims"]) == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

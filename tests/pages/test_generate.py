@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from nbformat import v4
 
 from mathlib.book import verdicts
+from mathlib.book.judging import Gains
 from pages.generate import KEY, MEASURED, fill, measurements, picture
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,38 @@ def test_a_reversed_claim_says_that_a_case_is_not_shown(book):
     assert "| digits: [reversed, some cases not shown](labs/01_x.ipynb#claim-a)" in page
 
 
+@pytest.mark.parametrize(
+    ("means", "options", "said"),
+    [
+        ({"open": 1.0, "wide": 1.0}, {}, "holds, for these queries"),
+        ({"open": 1.0, "sure": 1.0}, {}, "holds"),
+        ({"open": -1.0}, {}, "reversed, for these queries"),
+        ({"open": -1.0, "sure": 1.0}, {"jointly": True}, "reversed, for these queries"),
+        ({"open": 0.01, "sure": 0.01}, {"least": 0.5}, "not shown, negligible"),
+        ({"open": 1.0, "flat": 0.0}, {"jointly": True}, "not shown"),
+    ],
+)
+def test_a_verdict_for_these_queries_is_said_where_all_cases_that_make_it_are_open(book, means, options, said):
+    # over queries the interval is 1.96, or of a tenth 0.196, to each side
+    def gains(name, mean):
+        by_query = torch.tensor([0.0, 4.0] * 2) / (10 if name == "sure" else 1)
+        return Gains([mean + x for x in [0.1, -0.1] * 5], torch.arange(4), by_query)
+
+    cases = {name: gains(name, mean) for name, mean in means.items()}
+    words = {"effect": "with minus without", "setting": "x", "unit": "m", "of": "book"}
+    store(
+        book / "chapters/labs/01_x.ipynb",
+        verdicts.measured("claim-a", "a", cases=cases, **words, **options),
+        verdicts.measured("claim-b", "b", cases={"none": [-1.0, 1.0] * 5}, **words),
+        title="# Lab: One\n\ntext",
+    )
+    book.joinpath(MEASURED).write_text(measurements(book), encoding="utf-8")
+    advise(book, "claim-a", said.partition(",")[0])
+    assert f"| digits: [{said}](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b) |" in fill(
+        book, "evidence"
+    )
+
+
 @pytest.mark.parametrize(("label", "found"), [("claim-a", "'holds in part'"), ("claim-z", "'not measured'")])
 def test_advice_whose_verdict_changed_is_not_written(book, label, found):
     advise(book, label, "holds")
@@ -128,12 +162,12 @@ def test_advice_quotes_the_effects_of_its_own_claims_alone(book):
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):
-    for name, torch in (("00_x", "2.1"), ("01_y", "2.2"), ("labs/02_z", "2.1")):
+    for name, version in (("00_x", "2.1"), ("01_y", "2.2"), ("labs/02_z", "2.1")):
         notebook = v4.new_notebook(cells=[v4.new_markdown_cell(f"# Title of {name}\n\ntext")])
         notebook.metadata[KEY] = {
             "executed": "2026-02-03",
             "seconds": 4.06,
-            "versions": {"Python": "3.12.1", "torch": torch},
+            "versions": {"Python": "3.12.1", "torch": version},
         }
         path = tmp_path.joinpath("chapters", f"{name}.ipynb")
         path.parent.mkdir(parents=True, exist_ok=True)
