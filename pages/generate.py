@@ -26,11 +26,10 @@ templates = Environment(
 
 
 def generate(root: Path) -> None:
-    chapters = root / "chapters"
     write_measured(root)
     made = {
-        chapters / "evidence.md": fill(root, "evidence"),
-        chapters / "status.md": fill(root, "status"),
+        root / "chapters" / "evidence.md": fill(root, "evidence"),
+        root / "chapters" / "status.md": fill(root, "status"),
         root / "pages" / "_static" / "readme.svg": picture(root),
     }
     for path, text in made.items():
@@ -90,11 +89,13 @@ def advice(root: Path, known: dict[str, dict]) -> list[dict]:
             found = known[label]["verdict"] if label in known else "not measured"
             if found != verdict:
                 raise ValueError(f"advice.yml: {line['situation']}: {label} must be {verdict!r}, was {found!r}")
-        cases = {f"{label}: {case['name']}": case for label in line["why"] for case in known[label].get("cases", [])}
+        cases = {f"{c['label']}: {x['name']}": (x, c) for c in map(known.get, line["why"]) for x in c["cases"]}
         for quoted in EFFECT.findall(line["setting"]):
             if quoted not in cases:
                 raise ValueError(f"advice.yml: {line['situation']}: {quoted} must be a case of a claim in its why")
-            line["setting"] = line["setting"].replace(f"{{{quoted}}}", f"{cases[quoted]['mean']:.3f}")
+            case, claim = cases[quoted]
+            mark = "†" * verdicts.for_these_queries({**case, "control": False}, claim) + "‡" * ("control" in case)
+            line["setting"] = line["setting"].replace(f"{{{quoted}}}", f"{case['mean']:.3f}{mark}")
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 
 
@@ -104,8 +105,7 @@ def status(root: Path) -> dict:
     for path in [*sorted(root.glob("chapters/*.ipynb")), *sorted(root.glob("chapters/labs/*.ipynb"))]:
         run = json.loads(path.read_text(encoding="utf-8"))["metadata"][KEY]
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-        place = path.relative_to(root / "chapters").as_posix()
-        groups.setdefault(versions, []).append((title(path), place, run))
+        groups.setdefault(versions, []).append((title(path), path.relative_to(root / "chapters").as_posix(), run))
     return {"groups": groups}
 
 

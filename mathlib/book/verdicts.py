@@ -252,7 +252,7 @@ def text(claim: dict) -> str:
 
 def for_these_queries(case: dict, claim: dict) -> bool:
     """Whether other queries than these might decide a case otherwise than the seeds do."""
-    if "from" not in case or "control" in case or case["outcome"] == NOT_SHOWN:
+    if "from" not in case or case.get("control") or case["outcome"] == NOT_SHOWN:
         return False
     if case["outcome"] == NEGLIGIBLE:
         return max(-case["from"], case["to"]) > claim["least"]

@@ -62,12 +62,12 @@ def advise(book, label, verdict, setting="0.1"):
 def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_books(book):
     before, advice, rest = fill(book, "evidence").partition(
         "few \\| many\n: **do.** 0.1.\n"
-        ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part).\n'
+        ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part, 1 of 2 cases).\n'
     )
     assert "## What to do" in before and advice
     assert "What the notes state, 1: holds 0, holds in part 1, not shown 0, reversed 0, derived 0." in rest
     assert "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed 0, derived 0." in rest
-    both = "[holds in part](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
+    both = "[holds in part, 1 of 2 cases](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
     assert f"|---|---|---|\n| a \\| b | digits: {both} | text: not measured |\n" in rest
     assert "a p of at most 0.0001." in rest  # that of claim-a's first case
     assert "below 0.01 in these claims:\n. What" in rest
@@ -92,24 +92,25 @@ def test_a_reversed_case_and_a_weak_p_are_named(book):
     case = json.loads(book.joinpath(MEASURED).read_text())["claims"][1]["cases"][0]
     assert 0.01 < case["p"] < 0.05 and case["outcome"] == "shown"
     page = fill(book, "evidence")
-    assert '"holds in part") (holds in part, some cases reversed).' in page
-    assert "| digits: [holds in part, some cases reversed](labs/01_x.ipynb#claim-a)" in page
+    assert '"holds in part") (holds in part, 1 of 2 cases, 1 reversed).' in page
+    assert "| digits: [holds in part, 1 of 2 cases, 1 reversed](labs/01_x.ipynb#claim-a)" in page
     assert "below 0.01 in these claims:\n[b](labs/01_x.ipynb#claim-b). What" in page
 
 
-def test_a_reversed_claim_says_that_a_case_is_not_shown(book):
+@pytest.mark.parametrize(("least", "others"), [(0.0, ""), (0.5, ", the others negligible")])
+def test_a_reversed_claim_says_in_how_many_cases(book, least, others):
     cases = {"down": [-0.9, -1.1] * 5, "flat": [0.1, -0.1] * 5}
     words = {"effect": "with minus without", "setting": "x", "unit": "m", "of": "book"}
     store(
         book / "chapters/labs/01_x.ipynb",
-        verdicts.measured("claim-a", "a", cases=cases, **words),
-        verdicts.measured("claim-b", "b", cases=cases, **words),
+        verdicts.measured("claim-a", "a", cases=cases, least=least, **words),
+        verdicts.measured("claim-b", "b", cases=cases, least=least, **words),
         title="# Lab: One\n\ntext",
     )
     book.joinpath(MEASURED).write_text(measurements(book), encoding="utf-8")
     advise(book, "claim-a", "reversed")
     page = fill(book, "evidence")
-    assert "| digits: [reversed, some cases not shown](labs/01_x.ipynb#claim-a)" in page
+    assert f"| digits: [reversed, 1 of 2 cases{others}](labs/01_x.ipynb#claim-a)" in page
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_reversed_claim_says_that_a_case_is_not_shown(book):
         ({"open": 1.0, "wide": 1.0}, {}, "holds, for these queries"),
         ({"open": 1.0, "sure": 1.0}, {}, "holds"),
         ({"open": -1.0}, {}, "reversed, for these queries"),
-        ({"open": -1.0, "sure": 1.0}, {"jointly": True}, "reversed, for these queries"),
+        ({"open": -1.0, "sure": 1.0}, {"jointly": True}, "reversed, 1 of 2 cases, for these queries"),
         ({"open": 0.01, "sure": 0.01}, {"least": 0.5}, "not shown, negligible"),
         ({"open": 1.0, "flat": 0.0}, {"jointly": True}, "not shown"),
     ],
@@ -159,6 +160,19 @@ def test_advice_quotes_the_effects_of_its_own_claims_alone(book):
         advise(book, "claim-a", "holds in part", f"{{{quoted}}}")
         with pytest.raises(ValueError, match=f"few . many: {quoted} must be a case of a claim in its why"):
             fill(book, "evidence")
+
+
+def test_advice_marks_what_other_queries_leave_open_and_what_no_correction_covers(book):
+    words = {"effect": "with minus without", "setting": "x", "unit": "m", "of": "book"}
+    wide, narrow = (Gains([1.1, 0.9] * 5, torch.arange(4), torch.tensor([0.0, 4.0] * 2) / part) for part in (1, 10))
+    claim = verdicts.measured(
+        "claim-a", "a", cases={"open": wide, "sure": narrow}, controls={"luck": wide, "seeds": [1.1, 0.9] * 5}, **words
+    )
+    store(book / "chapters/labs/01_x.ipynb", claim, title="# Lab: One\n\ntext")
+    book.joinpath(MEASURED).write_text(measurements(book), encoding="utf-8")
+    book.joinpath("pages", "grounds.yml").write_text("[]")
+    advise(book, "claim-a", "holds", " ".join(f"{{claim-a: {name}}}" for name in ("open", "sure", "luck", "seeds")))
+    assert " 1.000† 1.000 1.000†‡ 1.000‡." in fill(book, "evidence")
 
 
 def test_each_set_of_versions_has_a_table(tmp_path):

@@ -186,6 +186,7 @@ def test_outputs_are_said_with_their_numbers_and_a_title_stays_in_its_place():
     page = translate_html(FIGURE.format(title), say)
     assert page == FIGURE.format(TITLE.format(23.2, "0.1에서 손실은 3 nats")).replace("Loss 3 at 0.1", "0.1에서 손실 3")
     assert say.problems == [] and [*say.used] == [*say.known]
+    assert say("Loss 3†‡ at 0.1") == "0.1에서 손실 3†‡"
     long = translate_html(FIGURE.format(title), Words({"At {0} the loss falls to {1} nats": "긴 글 {0} {1} " * 6}))
     assert long.count("</text>") == 3  # two lines as before
 
