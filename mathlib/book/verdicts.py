@@ -291,7 +291,7 @@ def _row(label: str, name: str, values: Sequence[float], overlap: float | None, 
     # below 1e-4 it survives the correction over some hundred cases, and its digits depend on the processor
     row = {"name": name, "outcome": outcome, "p": float(f"{max(p, 1e-4):.2g}")}
     numbers = {"mean": mean, "low": mean - half, "high": mean + half, "sees": half + power}
-    if over := getattr(values, "over_queries", None):
+    if (over := getattr(values, "over_queries", None)) is not None:
         numbers |= {"from": mean - over, "to": mean + over}
     # of what rounds to 0 the sign stays, since it decides; of what is 0 but for its last digits there is none
     return row | {key: round(round(float(number), 6) or 0.0, 3) for key, number in numbers.items()}
