@@ -72,7 +72,6 @@ def evidence(root: Path, say: Words | None) -> dict:
         "advice": advice(root, known),
         "counted": {name: verdicts.counted(c for *_, mine in parts for c in mine) for name, parts in groups.items()},
         "cutoff": max((case["p"] for case in judged(claims) if case["outcome"] in (SHOWN, REVERSED)), default=0),
-        "for_these_queries": [c for c in claims if any(verdicts.for_these_queries(x, c) for x in c["cases"])],
         "verdicts": verdicts,
         "grounds": yaml.safe_load(root.joinpath("pages", "grounds.yml").read_text(encoding="utf-8")),
         "known": known,

@@ -70,7 +70,7 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
     both = "[holds in part, 1 of 2 cases](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
     assert f"|---|---|---|\n| a \\| b | digits: {both} | text: not measured |\n" in rest
     assert "a p of at most 0.0001." in rest  # that of claim-a's first case
-    assert "below 0.01 in these claims:\n. What" in rest
+    assert "has a p below 0.01:\n. What" in rest
     notes, ours = rest.split("## What the notes state\n")[1].split("## What the book adds\n")
     assert "### One\n\nMeasured in {doc}`labs/01_x`.\n\n<figure" in notes
     assert 'id="claim-a"' in notes and 'id="claim-b"' in ours and "claim-b" not in notes
@@ -94,7 +94,7 @@ def test_a_reversed_case_and_a_weak_p_are_named(book):
     page = fill(book, "evidence")
     assert '"holds in part") (holds in part, 1 of 2 cases, 1 reversed).' in page
     assert "| digits: [holds in part, 1 of 2 cases, 1 reversed](labs/01_x.ipynb#claim-a)" in page
-    assert "below 0.01 in these claims:\n[b](labs/01_x.ipynb#claim-b). What" in page
+    assert "has a p below 0.01:\n[b](labs/01_x.ipynb#claim-b). What" in page
 
 
 @pytest.mark.parametrize(("least", "others"), [(0.0, ""), (0.5, ", the others negligible")])
@@ -117,14 +117,14 @@ def test_a_reversed_claim_says_in_how_many_cases(book, least, others):
     ("means", "options", "said"),
     [
         ({"open": 1.0, "wide": 1.0}, {}, "holds, for these queries"),
-        ({"open": 1.0, "sure": 1.0}, {}, "holds"),
+        ({"open": 1.0, "sure": 1.0}, {}, "holds, 1 of 2 for these queries"),
         ({"open": -1.0}, {}, "reversed, for these queries"),
         ({"open": -1.0, "sure": 1.0}, {"jointly": True}, "reversed, 1 of 2 cases, for these queries"),
         ({"open": 0.01, "sure": 0.01}, {"least": 0.5}, "not shown, negligible"),
         ({"open": 1.0, "flat": 0.0}, {"jointly": True}, "not shown"),
     ],
 )
-def test_a_verdict_for_these_queries_is_said_where_all_cases_that_make_it_are_open(book, means, options, said):
+def test_a_verdict_says_how_many_of_its_cases_other_queries_leave_open(book, means, options, said):
     # over queries the interval is 1.96, or of a tenth 0.196, to each side
     def gains(name, mean):
         by_query = torch.tensor([0.0, 4.0] * 2) / (10 if name == "sure" else 1)
