@@ -8,8 +8,8 @@ next to this file; from it a chapter draws with `chart` and `record`, without ru
 
 A case whose whole interval is closer to 0 than the least that matters is *negligible*, also where its sign is certain.
 
-A claim *holds* (all its cases are shown), *holds in part*, is *not shown*, or is *reversed* (a case is, and none is
-shown); what follows from a definition is *derived*.
+A claim *holds* (all its cases are shown), *holds in part*, is *not shown*, *reversed in part* (a case is, and none is
+shown), or *reversed* (all are); what follows from a definition is *derived*.
 
 >>> measured("claim-water", "Warmth raises water", of="book", effect="height after minus before", unit="mm",
 ...          setting="a glass, ten tries", cases={"heated": [1.0, 1.2, 0.9, 1.1, 1.0, 1.0, 0.8, 1.0, 1.1, 0.9]},
@@ -38,7 +38,7 @@ from mathlib.book import figures
 MIME = "application/vnd.mathlib.measurement+json"
 FILE = Path(__file__).with_name("measured.json")
 SHOWN, NEGLIGIBLE, NOT_SHOWN, REVERSED = "shown", "negligible", "not shown", "reversed"
-VERDICTS = ("holds", "holds in part", NOT_SHOWN, REVERSED, "derived")
+VERDICTS = ("holds", "holds in part", NOT_SHOWN, "reversed in part", REVERSED, "derived")
 MARKS = (SHOWN, NEGLIGIBLE, NOT_SHOWN, REVERSED, "control")
 # The least that matters, by unit: of 0.005 of the mean reciprocal rank, one answer in a hundred moves from the second
 # place to the first; mining, one of the larger gains that a lab shows, brings four times as much.
@@ -316,7 +316,7 @@ def _verdict(claim: dict) -> str:
     if outcomes == {SHOWN}:
         return "holds"
     if REVERSED in outcomes and (claim["jointly"] or SHOWN not in outcomes):
-        return REVERSED
+        return REVERSED if claim["jointly"] or outcomes == {REVERSED} else "reversed in part"
     return "holds in part" if SHOWN in outcomes and not claim["jointly"] else NOT_SHOWN
 
 

@@ -138,11 +138,12 @@ def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
         (dict.fromkeys("abcd", 2) | {"e": -2}, False, "holds in part (shown for 4 cases; reversed for e)"),
         ({"a": 2, "b": 0}, True, "not shown (shown for a; not shown for b)"),
         ({"a": 2, "b": -2}, True, "reversed (shown for a; reversed for b)"),
+        ({"a": -2, "b": -3}, False, "reversed"),
         ({"a": 0, "b": 0}, False, "not shown"),
-        ({"a": 0, "b": -2}, False, "reversed (not shown for a; reversed for b)"),
+        ({"a": 0, "b": -2}, False, "reversed in part (not shown for a; reversed for b)"),
         ({"a": 2, "b": 0.1, "c": -0.1}, False, "holds in part (shown for a; negligible for b / c)"),
         ({"a": 0.1, "b": -0.1}, False, "not shown (negligible for a / b)"),
-        ({"a": -2, "b": 0.1}, False, "reversed (negligible for b; reversed for a)"),
+        ({"a": -2, "b": 0.1}, False, "reversed in part (negligible for b; reversed for a)"),
         ({"a": 2, "b": 0.1}, True, "not shown (shown for a; negligible for b)"),
     ],
 )
@@ -324,9 +325,9 @@ def test_a_dot_stands_at_its_mean_and_outcomes_differ_in_shape(book):
 
 def test_the_first_page_counts_the_verdicts_of_each_section(book):
     drawn = verdicts.summary()
-    assert repr(drawn) == "One: 0 holds, 1 holds in part, 0 not shown, 0 reversed, 1 derived"
+    assert repr(drawn) == "One: 0 holds, 1 holds in part, 0 not shown, 0 reversed in part, 0 reversed, 1 derived"
     row = BeautifulSoup(drawn.html, "html.parser").tbody.tr
-    assert (row.get_text(" "), row.a["href"]) == ("One 0 1 0 0 1", "labs/01_x.html")
+    assert (row.get_text(" "), row.a["href"]) == ("One 0 1 0 0 0 1", "labs/01_x.html")
 
 
 def test_statements_are_text_not_html(book):
