@@ -65,8 +65,14 @@ def test_the_evidence_begins_with_advice_then_come_the_notes_claims_then_the_boo
         ': *Because:* [a &lt; b \\| c](labs/01_x.ipynb#claim-a "holds in part") (holds in part, 1 of 2 cases).\n'
     )
     assert "## What to do" in before and advice
-    assert "What the notes state, 1: holds 0, holds in part 1, not shown 0, reversed in part 0, reversed 0, derived 0." in rest
-    assert "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed in part 0, reversed 0, derived 0." in rest
+    assert (
+        "What the notes state, 1: holds 0, holds in part 1, not shown 0, reversed in part 0, reversed 0, derived 0."
+        in rest
+    )
+    assert (
+        "What the book adds, 1: holds 0, holds in part 0, not shown 1, reversed in part 0, reversed 0, derived 0."
+        in rest
+    )
     both = "[holds in part, 1 of 2 cases](labs/01_x.ipynb#claim-a), [not shown](labs/01_x.ipynb#claim-b)"
     assert f"|---|---|---|\n| a \\| b | digits: {both} | text: not measured |\n" in rest
     assert "a p of at most 0.0001." in rest  # that of claim-a's first case
