@@ -93,7 +93,7 @@ def advice(root: Path, known: dict[str, dict]) -> list[dict]:
             if quoted not in cases:
                 raise ValueError(f"advice.yml: {line['situation']}: {quoted} must be a case of a claim in its why")
             case, claim = cases[quoted]
-            mark = "†" * verdicts.for_these_queries({**case, "control": False}, claim) + "‡" * ("control" in case)
+            mark = "†" * verdicts.open_over_queries(case, claim) + "‡" * ("control" in case)
             line["setting"] = line["setting"].replace(f"{{{quoted}}}", f"{case['mean']:.3f}{mark}")
     return [line | {"why": [(known[label], verdict) for label, verdict in line["why"].items()]} for line in lines]
 

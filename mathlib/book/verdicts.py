@@ -251,12 +251,16 @@ def text(claim: dict) -> str:
 
 
 def for_these_queries(case: dict, claim: dict) -> bool:
-    """Whether other queries than these might decide a case otherwise than the seeds do."""
-    if "from" not in case or case.get("control") or case["outcome"] == NOT_SHOWN:
+    """Whether a case, which is no control, is open over queries."""
+    return "control" not in case and open_over_queries(case, claim)
+
+
+def open_over_queries(case: dict, claim: dict) -> bool:
+    """Whether other queries than these might decide a case, or a control, otherwise than the seeds do."""
+    if "from" not in case or case["outcome"] == NOT_SHOWN:
         return False
-    if case["outcome"] == NEGLIGIBLE:
-        return max(-case["from"], case["to"]) > claim["least"]
-    return case["from"] <= 0 <= case["to"]
+    low, high = case["from"], case["to"]
+    return max(-low, high) > claim["least"] if case["outcome"] == NEGLIGIBLE else low <= 0 <= high
 
 
 def counted(claims: Iterable[dict]) -> dict[str, int]:
