@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psutil
 import pytest
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -140,8 +141,18 @@ def scroll_through(page):
     }}""")
 
 
+def end_browsers():
+    """Ends the browsers that this process has started: calls that wait for them fail at once."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "chrom" in process.name():
+                process.kill()
+
+
 class Reader:
     """Opens pages in one shared browser; starts another one when that has crashed."""
+
+    seconds = 180  # for one check: some calls, as evaluate and count, have no limit of their own
 
     def __init__(self, host):
         self.host, self.playwright, self.browser, self.contexts = host, sync_playwright().start(), None, {}
@@ -164,6 +175,8 @@ class Reader:
     def read(self, name, check, width=1280, scripts=True):
         """check(visit) on a new page; its result. Up to three times if the browser crashes, or waits for a frame for ever."""
         for attempt in range(3):
+            alarm = threading.Timer(self.seconds, end_browsers)
+            alarm.start()
             try:
                 visit = Visit(self.context(width, scripts), self.host, name)
                 try:
@@ -179,6 +192,8 @@ class Reader:
                 with contextlib.suppress(Error):
                     self.browser.close()
                 self.browser = None
+            finally:
+                alarm.cancel()
 
     def close(self):
         with contextlib.suppress(Error):
