@@ -45,7 +45,7 @@ bench: .venv-peers/installed
 # One run after the other. Those that examples/finetune.json holds are kept, the one that was stopped goes on.
 FINETUNE_RUN = examples/finetune.py --loss $$loss --seed $$seed $(FINETUNE)
 finetune: $(INSTALLED)
-	for loss in infonce mined gist; do for seed in 0 1 2; do \
+	for loss in infonce mined random gist; do for seed in 0 1 2; do \
 	    part=_build/finetune-$$loss-$$seed.pt; \
 	    $(BIN)/python $(FINETUNE_RUN) --checkpoint $$part --results examples/finetune.json || exit 1; \
 	    rm -f $$part; \

@@ -7,6 +7,7 @@ What the query, the summary of a docstring, must find is the rest of it:
 
     infonce     among the documents of the batch
     mined       and among those that the model as it comes finds most like the query
+    random      and among as many that chance picks, to compare the mined ones with
     gist        among the documents of the batch that the model as it comes, the guide, finds less like the query than
                 its own; and the student's similarities are drawn to the guide's
     mined-gist  and among the mined ones, as the guide finds them
@@ -24,8 +25,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import bm25s
 import torch
-from resumable import batch_of, checkpoint, processes, quality, replacing
+from resumable import batch_of, checkpoint, processes, quality, quality_of, replacing
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,14 +53,14 @@ def arguments() -> argparse.Namespace:
     add("--pairs", help="use the corpus up to this pair only")
     add("--learning-rate", type=float, default=1e-4, help="AdamW's at its highest")
     add("--warm-up", default=10, metavar="STEPS", help="until then; afterwards it falls to 0")
-    add("--loss", type=str, choices=("infonce", "mined", "gist", "mined-gist"), default="infonce")
+    add("--loss", type=str, choices=("infonce", "mined", "random", "gist", "mined-gist"), default="infonce")
     add("--temperature", type=float, default=0.05)
-    add("--hardness", type=float, default=0.0, help="infonce, mined: the strength of hardness_weights")
-    add("--negatives", default=1, help="how many are mined for each query")
+    add("--hardness", type=float, default=0.0, help="without a guide: the strength of hardness_weights")
+    add("--negatives", default=1, help="how many are mined, or drawn, for each query")
     add("--margin", type=float, default=0.05, help="mined ones score below the positive by this share of it")
     add("--guide-margin", type=float, default=0.0, help="the guide keeps what scores below its positive less this")
     add("--lam", type=float, default=1.0, help="the weight of the guide's divergence; 0 leaves its choice alone")
-    parser.add_argument("--symmetric", action="store_true", help="infonce, mined: also from documents to queries")
+    parser.add_argument("--symmetric", action="store_true", help="without a guide: also from documents to queries")
     parser.add_argument("--validate", action="store_true", help="on a fifth of the training side, to choose settings")
     add("--checkpoint", type=Path, default=Path("finetune.pt"))
     add("--checkpoint-every", default=20, metavar="STEPS")
@@ -92,6 +94,15 @@ def mined(queries: Tensor, documents: Tensor, entries: list[data.Entry], *, k: i
     found = mine_hard_negatives(queries, documents, known, k=k, margin=margin).indices
     own = torch.arange(len(entries))[:, None]
     return torch.where(found < 0, own, found)
+
+
+def with_bm25(queries: Tensor, documents: Tensor, asked: list[str], texts: list[str]) -> Tensor:
+    """The embeddings' scores and BM25's, added after each query's are brought to mean 0 and deviation 1 [Q, N]."""
+    bm25 = bm25s.BM25()
+    bm25.index([data.words(text) for text in texts], show_progress=False)
+    by_words = torch.stack([torch.from_numpy(bm25.get_scores(data.words(text))) for text in asked])
+    both = torch.stack([queries @ documents.T, by_words])
+    return ((both - both.mean(-1, keepdim=True)) / both.std(-1, keepdim=True)).sum(0)
 
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,12 +177,15 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
     if "mined" in options.loss:
         start = start_queries[train], start_documents[train], [entries[i] for i in train_ids]
         negatives = train[mined(*start, k=options.negatives, margin=options.margin)]
+    if options.loss == "random":
+        luck = torch.Generator().manual_seed(options.seed)
+        negatives = train[torch.randint(len(train), (len(train), options.negatives), generator=luck)]
 
     def loss_of(rows: Tensor) -> Tensor:
         """The loss of some of the training pairs, by their row."""
         batch = train[rows]
         texts = [[queries[i] for i in batch], [documents[i] for i in batch]]
-        if "mined" in options.loss:
+        if options.loss in ("mined", "random", "mined-gist"):
             texts.append([documents[i] for i in negatives[rows].flatten()])
         query, document, *negative = model(*(minilm.tokenised(tokenizer, x, longest=options.longest) for x in texts))
         shared = {"temperature": options.temperature, "groups": group[batch], "gather": True}
@@ -208,15 +222,17 @@ def main(options: argparse.Namespace, rank: int, world: int) -> None:
     end = [embed(queries), embed(documents)]
     wanted = data.relevant(entries, test_ids)
     before, after = (quality(q[test_ids], d, wanted) for q, d in (state["start"], end))
+    scores = with_bm25(end[0][test_ids], end[1], [queries[i] for i in test_ids], documents)
+    both = quality_of(scores.topk(min(100, len(documents))).indices, wanted)
     for name in before:
-        print(f"{name:9}  {before[name]:.6f} before, {after[name]:.6f} after")
+        print(f"{name:9}  {before[name]:.6f} before, {after[name]:.6f} after, {both[name]:.6f} with BM25")
     if options.save:
         save_model(encoder.state_dict(), options.save)
     if options.embeddings:
         with replacing(options.embeddings) as file:
             file.write(save(dict(zip(("queries", "documents"), end, strict=True))))
     if options.results:
-        run = {"settings": settings, "before": before, "after": after, "losses": state["losses"]}
+        run = {"settings": settings, "before": before, "after": after, "with BM25": both, "losses": state["losses"]}
         runs.append(run | {"seconds": state["seconds"], "environment": environment})
         lines = ",\n".join(map(json.dumps, runs))
         with replacing(options.results) as file:

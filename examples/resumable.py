@@ -64,7 +64,11 @@ def checkpoint(path: Path, settings: dict[str, object]) -> dict | None:
 
 def quality(queries: Tensor, documents: Tensor, wanted: Sequence[set[int]]) -> dict[str, float]:
     """How well all documents are ranked for queries, by their embeddings; wanted are the documents that answer each."""
-    _, ranked = search(queries, documents, k=min(100, len(documents)))
+    return quality_of(search(queries, documents, k=min(100, len(documents))).indices, wanted)
+
+
+def quality_of(ranked: Tensor, wanted: Sequence[set[int]]) -> dict[str, float]:
+    """How good the rankings [Q, n] are."""
     return {
         "recall@10": recall_at_k(ranked, wanted, k=10).item(),
         "MRR": mean_reciprocal_rank(ranked, wanted).item(),

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import bm25s
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -156,6 +158,10 @@ def first_loss(found):
         limit = 0.95 * min(score(i, j) for j in train if known(i, j))
         below = [j for j in train if not known(i, j) and score(i, j) <= limit]
         negatives += sorted(below, key=lambda j: -score(i, j))[: settings["negatives"]]
+    if settings["loss"] == "random":
+        luck = torch.Generator().manual_seed(settings["seed"])
+        drawn = torch.randint(len(train), (len(train), settings["negatives"]), generator=luck)
+        negatives = [train[j] for row in order[: len(batch)] for j in drawn[row]]
     losses, removed = [], 0
     directions = (score, lambda i, j: score(j, i)) if settings["symmetric"] else (score,)
     for towards, i in itertools.product(directions, batch):
@@ -176,7 +182,10 @@ def first_loss(found):
 def test_fine_tuning_moves_the_model_and_is_recorded(mined):
     output, record, embeddings, state, again = mined
     for name, value in record["after"].items():
-        assert f"{name:9}  {record['before'][name]:.6f} before, {value:.6f} after" in output
+        assert (
+            f"{name:9}  {record['before'][name]:.6f} before, {value:.6f} after, {record['with BM25'][name]:.6f} with BM25"
+            in output
+        )
     assert record["settings"]["loss"] == "mined" and record["seconds"] > 0 and len(record["losses"]) == 3
     assert "not installed" not in record["environment"]["versions"].values()
     for name, start in zip(("queries", "documents"), state["start"], strict=True):
@@ -213,10 +222,11 @@ def test_two_processes_fine_tune_as_one(mined, folder):
     ("loss", "options"),
     [
         ("infonce", ["--block-size", "3", "--hardness", "5", "--symmetric", "--validate"]),
+        ("random", ["--negatives", "2"]),
         ("gist", []),
         ("mined-gist", []),
     ],
-    ids=["infonce", "gist", "mined-gist"],
+    ids=["infonce", "random", "gist", "mined-gist"],
 )
 def test_the_first_loss_by_hand(loss, options, folder):
     # two of the first batch are of one group
@@ -237,6 +247,19 @@ def test_the_published_names_come_back(finetune):
     assert again.keys() == state.keys()
     for name, value in state.items():
         assert torch.equal(again[name], value), name
+
+
+def test_the_scores_with_bm25_by_hand(finetune):
+    texts, asked = ["sort an array", "sort a list, then sort it again", "draw a line"], ["sort", "a line"]
+    queries, documents = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
+    index = bm25s.BM25()
+    index.index([data.words(text) for text in texts], show_progress=False)
+    wanted = []
+    for query, text in zip(queries, asked, strict=True):
+        both = [(documents @ query).tolist(), index.get_scores(data.words(text)).tolist()]
+        both = [[(x - statistics.mean(row)) / statistics.stdev(row) for x in row] for row in both]
+        wanted.append([sum(scores) for scores in zip(*both, strict=True)])
+    torch.testing.assert_close(finetune.with_bm25(queries, documents, asked, texts), torch.tensor(wanted))
 
 
 def test_where_too_few_documents_are_left_a_pair_has_its_own(finetune):
@@ -290,7 +313,8 @@ def test_the_stored_runs_are_at_least_three_of_each_loss_from_one_start():
         assert len(run["losses"]) == settings["steps"] and run["seconds"] > 0
         assert run["environment"]["versions"] == runs[0]["environment"]["versions"]
         assert run["before"] == pytest.approx(runs[0]["before"], abs=1e-4)
+        assert run["before"].keys() == run["after"].keys() == run["with BM25"].keys()
         assert not settings["validate"] and settings["pairs"] is None
     assert all(len(set(found)) == len(found) for found in seeds.values())
     enough = {json.loads(settings)["loss"] for settings, found in seeds.items() if len(found) >= 3}
-    assert enough == {"infonce", "mined", "gist"}
+    assert enough == {"infonce", "mined", "random", "gist"}
