@@ -330,7 +330,9 @@ def _said(claim: dict) -> str:
     for outcome in MARKS:
         names = [case["name"] for case in claim["cases"] if case["outcome"] == outcome and "control" not in case]
         if names:
-            parts.append(f"{outcome} for {' / '.join(names) if len(names) < 4 else f'{len(names)} cases'}")
+            begin = {name.rpartition(", ")[0] for name in names}  # said once, if all begin alike
+            ends = [name.rpartition(", ")[2] if len(begin) == 1 else name for name in names[1:]]
+            parts.append(f"{outcome} for {' / '.join([names[0], *ends]) if len(names) < 4 else f'{len(names)} cases'}")
     told = len(parts) > 1 or "".join(parts).startswith(NEGLIGIBLE)
     return f"{claim['verdict']} ({'; '.join(parts)})" if told else claim["verdict"]
 
@@ -347,9 +349,8 @@ def _axis(claim: dict) -> str:
 
 
 def _seeds(claim: dict) -> str:
-    overlap = claim["overlap"]
+    overlap, least = claim["overlap"], claim["least"]
     corrected = f", corrected for halves that overlap (n_test / n_train = {overlap:g})" if overlap else ""
-    least = claim["least"]
     matters = f", the least that matters is {least:g}" if least not in (0.0, LEAST.get(claim["unit"])) else ""
     return f"{claim['seeds']} seeds, 95 % intervals{corrected}{matters}"
 
@@ -391,9 +392,8 @@ def picture(claims: Sequence[dict], *, lab: bool = False, settings: bool = False
         # a margin on both sides, for what is drawn around a point
         tables.append((claim, lambda x, low=low, width=width: f"{5 + 90 * (x - low) / width:.1f}%", ticks))
     used = {"control" if "control" in case else case["outcome"] for claim in claims for case in claim["cases"]}
-    text = figures.HTML.get_template("chart.html").render(
+    return figures.HTML.get_template("chart.html").render(
         said=_said, seeds=_seeds, axis=_axis, compared=_compared, name=_name, number=_number, reading=_reading,
         outcome=_outcome, open=for_these_queries, figures=figures, tables=tables, lab=lab, settings=settings,
         reason=claims[0]["reason"], marks=[m for m in MARKS if m in used],
-    )  # fmt: skip
-    return text.replace("\n", "")
+    ).replace("\n", "")  # fmt: skip

@@ -143,6 +143,8 @@ def test_a_bound_holds_until_one_seed_crosses_it(tmp_path):
         ({"a": 0, "b": -2}, False, "reversed in part (not shown for a; reversed for b)"),
         ({"a": 2, "b": 0.1, "c": -0.1}, False, "holds in part (shown for a; negligible for b / c)"),
         ({"a": 0.1, "b": -0.1}, False, "not shown (negligible for a / b)"),
+        ({"a, x": 2, "a, y": 3, "b": 0}, False, "holds in part (shown for a, x / y; not shown for b)"),
+        ({"a, x": 2, "b, x": 3, "c": 0}, False, "holds in part (shown for a, x / b, x; not shown for c)"),
         ({"a": -2, "b": 0.1}, False, "reversed in part (negligible for b; reversed for a)"),
         ({"a": 2, "b": 0.1}, True, "not shown (shown for a; negligible for b)"),
     ],
