@@ -9,7 +9,7 @@ next to this file; from it a chapter draws with `chart` and `record`, without ru
 A case whose whole interval is closer to 0 than the least that matters is *negligible*, also where its sign is certain.
 
 A claim *holds* (all its cases are shown), *holds in part*, is *not shown*, *reversed in part* (a case is, and none is
-shown), or *reversed* (all are); what follows from a definition is *derived*.
+shown), or *reversed* (all are; of a conjunction, one is); what follows from a definition is *derived*.
 
 >>> measured("claim-water", "Warmth raises water", of="book", effect="height after minus before", unit="mm",
 ...          setting="a glass, ten tries", cases={"heated": [1.0, 1.2, 0.9, 1.1, 1.0, 1.0, 0.8, 1.0, 1.1, 0.9]},
