@@ -11,7 +11,6 @@ block of rows. `tests/test_blockwise.py` holds one against the other.
 """
 
 import inspect
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -47,8 +46,8 @@ class Derivatives(NamedTuple):
     """By the candidates' logits [R, C], over `scale`; times that, 0 where nothing is a candidate, except that the
     engine writes by_positive over the positive's own entry. It may be the block's own memory.
     """
-    by_positive: Tensor
-    """By the positive's logit [R], over `scale`."""
+    by_positive: Tensor | float
+    """By the positive's logit [R], over `scale`, which is there where this is a number."""
     scale: Tensor | None = None
     """[R], at least 0; None stands for 1."""
 
@@ -127,27 +126,30 @@ class Stacked(NamedTuple):
     """What a gradient by the rows is to be divided by to be one by the given [n, 1]: the lengths, infinite for a zero
     vector, or, from half precision, whose lengths are in `inverse`, a power of two.
     """
-    ends: list[int]
-    """The anchors' rows are those from the first of these numbers to the second, and so on."""
+    sizes: list[int]
+    """How many rows are the anchors', the positives' and the negatives'."""
 
 
 def vectors_of(given: Embeddings) -> tuple[Vectors, Stacked]:
     """Embeddings of any length as they are multiplied."""
-    matrices = [x.flatten(0, -2) for x in given if x is not None]
-    ends = [0, *accumulate([x.shape[0] for x in matrices])]
+    matrices = [given.anchor, given.positive]
+    if given.negatives is not None:
+        matrices.append(given.negatives.flatten(0, -2))
+    sizes = [x.shape[0] for x in matrices]
     stacked = torch.cat(matrices)
-
-    def unstacked(rows: Tensor) -> Embeddings:
-        anchor, positive, *others = (rows[start:stop] for start, stop in pairwise(ends))
-        shaped = None if given.negatives is None else others[0].unflatten(0, given.negatives.shape[:-1])
-        return Embeddings(anchor, positive, shaped)
-
     if given.anchor.dtype not in HALVES:
         rows, lengths = direction(stacked, in_place=True)
-        return Vectors(unstacked(rows), None, None), Stacked(rows, None, lengths, ends)
+        return Vectors(unstacked(rows, sizes, given), None, None), Stacked(rows, None, lengths, sizes)
     rows, inverse, scales = directions_of_halves(stacked)
-    vectors = Vectors(unstacked(rows), unstacked(inverse), given.anchor.dtype)
-    return vectors, Stacked(rows, inverse, scales.reciprocal(), ends)
+    vectors = Vectors(unstacked(rows, sizes, given), unstacked(inverse, sizes, given), given.anchor.dtype)
+    return vectors, Stacked(rows, inverse, scales.reciprocal(), sizes)
+
+
+def unstacked(rows: Tensor, sizes: list[int], given: Embeddings) -> Embeddings:
+    """Views of the rows that belong to the anchors, the positives and the negatives."""
+    anchor, positive, *others = rows.split(sizes)
+    shaped = None if given.negatives is None else others[0].unflatten(0, given.negatives.shape[:-1])
+    return Embeddings(anchor, positive, shaped)
 
 
 class Gradients(NamedTuple):
@@ -297,7 +299,7 @@ def one_pass(
         if upstream is not None:
             scale = upstream[rows] if scale is None else scale * upstream[rows]
         if layout.in_batch:
-            by_scores.diagonal(rows.start).copy_(by_positive)
+            write_positive(by_scores.diagonal(rows.start), by_positive)
         if scale is not None and (not x.half or columns is not None or not layout.in_batch):
             by_scores.mul_(scale[:, None])
             by_positive, scale = by_positive * scale, None
@@ -310,12 +312,20 @@ def one_pass(
     return losses if columns is None else (losses + columns.losses) / 2
 
 
+def write_positive(own: Tensor, by_positive: Tensor | float) -> None:
+    """Write the derivatives by the positive's logits over its own scores."""
+    if isinstance(by_positive, Tensor):
+        own.copy_(by_positive)
+    else:
+        own.fill_(by_positive)
+
+
 def add_gradients(
     layout: Layout,
     x: Vectors,
     rows: slice,
     by_scores: Tensor,
-    by_positive: Tensor,
+    by_positive: Tensor | float,
     scale: Tensor | None,
     gradients: Gradients,
     spare: Tensor,
@@ -347,6 +357,7 @@ def add_gradients(
             x.multiply(block.T, (wide(lefts) * by_row).T, onto=of_right)
     if layout.in_batch:
         return
+    assert isinstance(by_positive, Tensor)
     a, p = wide(y.anchor[rows]), wide(y.positive[rows])
     of_a, of_p = (None if of is None else of[rows] for of in gradients[:2])
     if y.negatives is not None and layout.own_negatives(y):
@@ -489,22 +500,28 @@ def with_gradients(
     row's weight and upstream, None where not needed.
     """
     with no_autocast(given.anchor):
+        small = task.layout.rows <= (task.block_size or 512) and given.anchor.dtype not in HALVES
+        if small and task.layout.is_batch(given) and (needed[0] and needed[1] or not any(needed)):
+            return whole_batch(task, needed, upstream, given, temperature)
         x, stacked = vectors_of(given)
         t = temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature
         wanted = [y is not None and (need or needed[3]) for y, need in zip(given, needed, strict=False)]
         if not any(wanted):
             return one_pass(task, None, x, t, None), None, None, None, None
         # one memory, from the first to the last that is wanted
-        ends, last = stacked.ends, max(i for i, want in enumerate(wanted) if want)
-        rows = slice(ends[wanted.index(True)], ends[last + 1])
+        first, after = wanted.index(True), len(wanted) - wanted[::-1].index(True)
+        sizes = stacked.sizes[first:after]
+        begin = sum(stacked.sizes[:first])
+        rows = slice(begin, begin + sum(sizes))
         vectors = part(stacked.rows, rows)
         memory = torch.zeros_like(vectors, dtype=x.dtype)
-        anchor, positive, negatives = (
-            memory[ends[i] - rows.start : ends[i + 1] - rows.start] if want else None for i, want in enumerate(wanted)
-        )
-        if negatives is not None and given.negatives is not None:
-            negatives = negatives.view(given.negatives.shape)
-        gradients = Gradients(anchor, positive, negatives)
+        found: list[Tensor | None] = [None, None, None]
+        for i, some_rows in enumerate(memory.split(sizes), first):
+            if wanted[i]:
+                found[i] = some_rows
+        if found[2] is not None and given.negatives is not None:
+            found[2] = found[2].view(given.negatives.shape)
+        gradients = Gradients(*found)
         losses = one_pass(task, upstream, x, t, gradients)
         # what was left undone: each row's weight, the temperature, and the mean of both directions
         weight = task.row_weight / (2 if task.layout.symmetric else 1)
@@ -524,6 +541,50 @@ def with_gradients(
         # scores only as multiples of the temperature
         by_temperature = along * (-0.5 * weight) / t**2 if needed[3] else None
         return losses, *gradients, by_temperature
+
+
+def whole_batch(
+    task: Task, needed: tuple[bool, ...], upstream: Tensor | None, given: Embeddings, temperature: Tensor | float
+) -> tuple[Any, ...]:
+    """`with_gradients` of one block in which each anchor is compared with all positives and with nothing else. Nothing
+    is asked on the way: in a small batch a question takes as long as an answer.
+    """
+    loss, count = task.loss, task.layout.rows
+    rows, lengths = direction(torch.cat((given.anchor, given.positive)), in_place=True)
+    a, p = rows.chunk(2)
+    t = temperature.to(rows.dtype) if isinstance(temperature, Tensor) else temperature
+    scores = torch.mm(a, p.T)
+    if loss.takes_logits:
+        scores.div_(t)
+    own = scores.diagonal()
+    positive = own.clone()
+    own.fill_(-removal(scores.dtype) if loss.takes_logits else -torch.inf)
+    excluded = Excluded(0, [count], None)
+    ways = [scores]
+    if task.layout.symmetric:
+        ways.append(scores.T.clone(memory_format=torch.contiguous_format))
+    losses = []
+    for i, logits in enumerate(ways):
+        block = Block(slice(0, count), positive, logits, torch.empty_like(logits), excluded)
+        found, by_scores, by_positive, scale = loss.derivatives(block, t)
+        losses.append(found)
+        write_positive(by_scores.diagonal(), by_positive)
+        if upstream is not None:
+            scale = upstream if scale is None else scale * upstream
+        ways[i] = by_scores if scale is None else by_scores.mul_(scale[:, None])
+    loss_of_rows = losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
+    if not any(needed):
+        return loss_of_rows, None, None, None, None
+    by_scores = ways[0] if len(ways) == 1 else ways[0].add_(ways[1].T)
+    memory = torch.empty_like(rows)
+    of_a, of_p = memory.chunk(2)
+    torch.mm(by_scores, p, out=of_a)
+    torch.mm(by_scores.T, a, out=of_p)
+    weight = task.row_weight / len(ways)
+    outward = torch.linalg.vecdot(memory, rows)[:, None]
+    memory.addcmul_(rows, outward, value=-1).div_(lengths * (t / weight))
+    by_temperature = outward.sum() * (-0.5 * weight) / t**2 if needed[3] else None
+    return loss_of_rows, of_a, of_p, None, by_temperature
 
 
 def blockwise(

@@ -21,7 +21,7 @@ tensor(0.)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
@@ -248,8 +248,7 @@ def info_nce(
     return found[0] if len(found) == 1 else (found[0] + found[1]) / 2
 
 
-@dataclass(frozen=True)
-class InfoNCE:
+class InfoNCE(NamedTuple):
     """The loss of `info_nce` on unit vectors of that many features, as the engine asks for it."""
 
     rules: list[Rule]
@@ -293,7 +292,7 @@ class InfoNCE:
         shares, lead = softmax_(scores, s_p)
         if weights is None:
             wrong = lead.sigmoid()
-            return Derivatives(loss_of_lead(lead), shares, torch.full_like(wrong, -1), wrong)
+            return Derivatives(loss_of_lead(lead), shares, -1.0, wrong)
         block.excluded.fill_(shares.mul_(weights), 0.0)  # where a rule may have answered anything
         whole = shares.sum(dim=1)
         lead.add_(whole.log())

@@ -18,8 +18,8 @@ tensor(0.3133)
 tensor(0.)
 """
 
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
@@ -206,8 +206,7 @@ def gist_embed_loss(
     return blockwise(loss, layout, student, temperature, reduction=reduction, block_size=block_size)
 
 
-@dataclass(frozen=True)
-class Gist:
+class Gist(NamedTuple):
     """The loss of `gist_embed_loss` under a guide, as the engine asks for it."""
 
     guide: Vectors
@@ -223,9 +222,13 @@ class Gist:
         """The guide's."""
         return self.guide.factors.anchor.shape[1]
 
-    takes_logits = True
-    # blocks of the student's scores, of the guide's, of what the rule keeps, and of the two scores' differences
-    least_rows = 160
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    @property
+    def least_rows(self) -> int:
+        return 160  # four blocks: the student's scores, the guide's, what the rule keeps, the two scores' differences
 
     def definition(
         self, anchor: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor | float
@@ -256,7 +259,7 @@ class Gist:
         if self.lam == 0:
             shares, lead = softmax_(logits.sub_(gone, alpha=far), z_p)
             wrong = lead.sigmoid()
-            return Derivatives(loss_of_lead(lead), shares, torch.full_like(wrong, -1), wrong)
+            return Derivatives(loss_of_lead(lead), shares, -1.0, wrong)
         guide_logits = guide_scores.div_(self.guide_temperature).to(dtype)
         guide_z_p = (guide_p / self.guide_temperature).to(dtype)
         block.excluded.fill_(guide_logits, -far)

@@ -96,6 +96,11 @@ class Layout(NamedTuple):
             pairs.append(("anchor", "negatives"))
         return pairs
 
+    def is_batch(self, x: Embeddings) -> bool:
+        """Whether each anchor is compared with all positives, each one's own apart, and with nothing else."""
+        alone = self.in_batch and x.negatives is None and not self.among and self.groups is None
+        return alone and x.anchor.shape[0] == x.positive.shape[0] == self.rows
+
     def width(self, x: Embeddings) -> int:
         """The number of scores in a row, those of the row with its own positive, or with itself, included."""
         columns = x.negatives.shape[1] if x.negatives is not None and self.own_negatives(x) else 0
@@ -134,10 +139,12 @@ def layout_of(
     symmetric: bool = False,
 ) -> Layout:
     """The layout that a loss's options ask for, with labels of its own: the backward pass may ask for them again."""
-    contrasts = (("anchor", contrast_anchors), ("positive", contrast_positives))
-    among = tuple(name for name, flag in contrasts if flag)
-    labels = (None if x is None else x.detach().clone() for x in (groups, negative_groups))
-    return Layout(rows, in_batch, among, symmetric, *labels)
+    among = ("anchor",) * contrast_anchors + ("positive",) * contrast_positives
+    if groups is not None:
+        groups = groups.detach().clone()
+    if negative_groups is not None:
+        negative_groups = negative_groups.detach().clone()
+    return Layout(rows, in_batch, among, symmetric, groups, negative_groups)
 
 
 def scored(layout: Layout, x: Embeddings) -> tuple[Tensor, Tensor]:
@@ -236,6 +243,8 @@ def check_embeddings(
     the sizes.
     """
     pair, of_negatives = shapes
+    if negatives is None and not sizes and is_pair(anchor, positive):
+        return {"B": anchor.shape[0], "D": anchor.shape[1]}
     given = [(f"{prefix}anchor", anchor, pair), (f"{prefix}positive", positive, pair)]
     if negatives is not None:
         given.append((f"{prefix}negatives", negatives, of_negatives))
@@ -243,6 +252,15 @@ def check_embeddings(
     check_some(f"{prefix}anchor", anchor, 0, "row")  # the mean of no losses is not a number
     check_some(f"{prefix}anchor", anchor, 1, "feature")
     return sizes
+
+
+def is_pair(anchor: Tensor, positive: Tensor) -> bool:
+    """Whether nothing is wrong with them: most calls need to be asked no more."""
+    tensors = isinstance(anchor, Tensor) and isinstance(positive, Tensor)
+    if not tensors or anchor.ndim != 2 or anchor.shape != positive.shape:
+        return False
+    alike = anchor.dtype == positive.dtype and anchor.device == positive.device
+    return alike and anchor.is_floating_point() and anchor.shape[0] > 0 and anchor.shape[1] > 0
 
 
 def check_candidates(
@@ -257,6 +275,8 @@ def check_candidates(
     contrast_positives: bool,
 ) -> None:
     """Raise unless the options that say who is a candidate fit together and fit embeddings of these sizes."""
+    if in_batch is True and contrast_anchors is contrast_positives is False and groups is negative_groups is None:
+        return
     check_flag("in_batch", in_batch)
     if not in_batch and (negatives is None or negatives.shape[-2] == 0):
         raise ValueError("negatives must be given when in_batch is False: there is nothing else to contrast with")
