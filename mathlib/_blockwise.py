@@ -213,6 +213,8 @@ def fill_scores(
     with a temperature.
     """
     y, t = x.factors, 1.0 if temperature is None else temperature
+    if rows.stop - rows.start == layout.rows and not x.half and layout.is_batch(y):
+        return fill_batch_scores(y.anchor, y.positive, scores, temperature)
 
     def left_rows(name: str) -> Tensor:
         left = part(getattr(y, name), rows)
@@ -246,6 +248,17 @@ def fill_scores(
         else:
             positive_scores.mul_((x.inverse.anchor[rows] * x.inverse.positive[rows])[:, 0] / t)
     excluded.fill_(scores, -torch.inf if temperature is None else -removal(scores.dtype))
+    return positive_scores
+
+
+def fill_batch_scores(anchor: Tensor, positive: Tensor, scores: Tensor, temperature: Tensor | float | None) -> Tensor:
+    """`fill_scores` of all rows, where each is compared with all positives and with nothing else."""
+    torch.mm(anchor, positive.T, out=scores)
+    if temperature is not None:
+        scores.div_(temperature)
+    own = scores.diagonal()
+    positive_scores = own.clone()
+    own.fill_(-torch.inf if temperature is None else -removal(scores.dtype))
     return positive_scores
 
 
@@ -553,12 +566,8 @@ def whole_batch(
     rows, lengths = direction(torch.cat((given.anchor, given.positive)), in_place=True)
     a, p = rows.chunk(2)
     t = temperature.to(rows.dtype) if isinstance(temperature, Tensor) else temperature
-    scores = torch.mm(a, p.T)
-    if loss.takes_logits:
-        scores.div_(t)
-    own = scores.diagonal()
-    positive = own.clone()
-    own.fill_(-removal(scores.dtype) if loss.takes_logits else -torch.inf)
+    scores = rows.new_empty(count, count)
+    positive = fill_batch_scores(a, p, scores, t if loss.takes_logits else None)
     excluded = Excluded(0, [count], None)
     ways = [scores]
     if task.layout.symmetric:

@@ -39,15 +39,20 @@ def check_shapes(
     starting with the given sizes; "1" stands for itself, "..." at the start for any further axes. Returns the sizes.
     """
     sizes = dict(sizes or {})
+    first_name, first, _ = given[0]
     for name, value, shapes in given:
         check_tensor(name, value, (kind,))
-        check_alike(name, value, *given[0][:2])
-        alternatives = [shape.split() for shape in shapes.split(" | ")]
-        fitting = [found for found in (bound(letters, value.shape, sizes) for letters in alternatives) if found]
-        if not fitting:
-            wanted = " or ".join(described(letters, sizes) for letters in alternatives)
+        if value is not first:
+            check_alike(name, value, first_name, first)
+        alternatives = shapes.split(" | ")
+        for shape in alternatives:
+            fitting = bound(shape.split(), value.shape, sizes)
+            if fitting is not None:
+                sizes = fitting
+                break
+        else:
+            wanted = " or ".join(described(shape.split(), sizes) for shape in alternatives)
             raise ValueError(f"{name} must have shape {wanted}, was {list(value.shape)}")
-        sizes = fitting[0]
     return sizes
 
 
