@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from contrastive import OURS
 from gist import OURS as GIST
-from measure import DEVICE, backward, bar, main, normal, timed
+from measure import DEVICE, backward, bar, main, normal, one_thread, timed
 from search import MINING
 from search import OURS as SEARCH
 from small import gist
@@ -40,6 +40,7 @@ def has_amx():
 
 
 def run(quick, most):
+    one_thread()
     rows, bars = [], []
     reason = "only the products are faster: launches and the passes over float32 scores take as long in either"
     more = "a product of half-precision factors is added to the gradients from memory of its own"

@@ -60,6 +60,13 @@ def read_command_line() -> None:
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
 
 
+def one_thread() -> None:
+    """Processor time on one thread from here on, whatever was asked for: so the bars of a script may be set."""
+    if DEVICE == "cpu":
+        options.cpu_time = True
+        torch.set_num_threads(1)
+
+
 def flags(*names: str) -> list[str]:
     """Those of the switches that were given, for another process."""
     return ["--" + name.replace("_", "-") for name in names if getattr(options, name)]

@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 
 import torch
-from measure import DEVICE, bar, main, normal, timed
+from measure import DEVICE, bar, main, normal, one_thread, timed
 
 from mathlib import mine_hard_negatives, search
 
@@ -63,6 +63,7 @@ def run(quick, most):
     for size in [64] if quick else [10_000, 100_000]:
         names = [BASE, PLAIN, OURS, MINING, *peers]
         rows += timed("search", __file__, step, names, size, 1 if quick else 5, BASE)
+    one_thread()
     for size in [64] if quick else [1000, 10_000]:
         names = [FEW + name for name in (PLAIN, OURS)]
         rows += timed("search", __file__, step, names, size, 1 if quick else 200, FEW + PLAIN)

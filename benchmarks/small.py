@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 from contrastive import plain
-from measure import DEVICE, backward, bar, main, normal, row, times_of
+from measure import DEVICE, backward, bar, main, normal, one_thread, row, times_of
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from mathlib import false_negative_weights, gist_embed_loss, info_nce
@@ -72,6 +72,7 @@ def step(name, size):
 
 
 def run(quick, most):
+    one_thread()
     rows, bars = [], []
     reason = (
         "each operation, a view too, takes microseconds before it computes: the scores' softmax relative to the "
