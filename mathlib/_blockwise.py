@@ -513,10 +513,9 @@ def with_gradients(
     row's weight and upstream, None where not needed.
     """
     with no_autocast(given.anchor):
-        # of half precision a small batch is cheaper in float32, a larger one in products of halves
-        most = 128 if given.anchor.dtype in HALVES else 512
-        small = task.layout.rows <= min(most, task.block_size or most) and task.layout.is_batch(given)
-        if small and (needed[0] and needed[1] or not any(needed)):
+        # half precision's products are more exact, though in a small batch they take longer
+        small = task.layout.rows <= (task.block_size or 512) and given.anchor.dtype not in HALVES
+        if small and task.layout.is_batch(given) and (needed[0] and needed[1] or not any(needed)):
             return whole_batch(task, needed, upstream, given, temperature)
         x, stacked = vectors_of(given)
         t = temperature.to(x.dtype) if isinstance(temperature, Tensor) else temperature
