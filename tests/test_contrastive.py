@@ -1040,6 +1040,13 @@ def test_contrastive_loss_says_what_is_wrong(bad_input, wrong, error, message):
         ),
         ({"positive": torch.ones(1, 3)}, ValueError, "positive must have shape [B, D] = [2, 3], was [1, 3]"),
         ({"positive": torch.ones(2, 1)}, ValueError, "positive must have shape [B, D] = [2, 3], was [2, 1]"),
+        # both alike, so that one is no reason to look at the other
+        ({"anchor": torch.ones(3), "positive": torch.ones(3)}, ValueError, "anchor must have shape [B, D], was [3]"),
+        (
+            {"anchor": torch.ones(2, 3).int(), "positive": torch.ones(2, 3).int()},
+            TypeError,
+            "anchor must have a floating-point dtype, was torch.int32",
+        ),
         (
             {"negatives": torch.ones(5, 2)},
             ValueError,
