@@ -179,7 +179,7 @@ def test_the_chapters_mask_and_divergence_are_the_guides(n):
         guide_positive=judged[1],
         guide_negatives=torch.cat(judged[2:]) if n else None,
         lam=1.0,
-        margin=0.1,
+        margin=0.3,
     )
     model.zero_grad()
     expected.backward()
